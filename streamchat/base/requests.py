@@ -115,6 +115,21 @@ class SwitchModel:
 
 
 @dataclass(frozen=True)
+class FetchModel:
+    """Fetch a model onto this machine while the chat continues: `ModelFetching` ... `ModelFetched`.
+
+    Starts at once, without waiting in the queue. A fetch that is running is canceled first. Loads nothing.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class CancelFetch:
+    """Cancel the fetch of a model, if one is running: `ModelFetched`. What was fetched stays for the next try."""
+
+
+@dataclass(frozen=True)
 class CountTokens:
     """Count the tokens of a text: `TextCounted`, once the engine is idle."""
 
@@ -150,6 +165,8 @@ Request = (
     | Pin
     | Unpin
     | SwitchModel
+    | FetchModel
+    | CancelFetch
     | CountTokens
     | OpenSession
     | SetTitle

@@ -15,7 +15,10 @@ from streamchat.reports.machine import machine_line, processor, versions
 if TYPE_CHECKING:
     from streamchat.models.load import LoadedModel
 
-SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cache_size", "num_sink_tokens", "evict")
+SETTINGS = (
+    *("model", "adapter", "device", "dtype", "attention", "weights", "kernels"),
+    *("cache_size", "num_sink_tokens", "evict"),
+)
 """Settings that `streamchat bench` takes from the command line."""
 
 
@@ -42,8 +45,12 @@ def cache_size(configuration: Configuration, loaded: LoadedModel) -> tuple[int, 
 def gguf_file(configuration: Configuration, loaded: LoadedModel) -> Path | None:
     """Return the absolute path of the GGUF file that the model was loaded from; None if there is none."""
     from streamchat.models.bundled.default import default_gguf
+    from streamchat.models.hub_cache import cached_gguf
+    from streamchat.models.hub_gguf import parse_gguf_name
 
-    source = Path(loaded.source)
+    name = parse_gguf_name(loaded.source)
+    cached = None if name is None else cached_gguf(name)
+    source = Path(loaded.source) if cached is None else cached.path
     if source.suffix == ".gguf" and source.exists():
         return source.absolute()
     return default_gguf() if configuration.settings.model == "default" and default_gguf().exists() else None

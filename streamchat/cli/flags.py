@@ -63,8 +63,17 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | No
             dest=name,
             metavar="{" + ",".join(spec.words) + "}" if spec.choices else spec.metavar or _metavar(default),
             default=argparse.SUPPRESS,
+            action=_JoinedAction if spec.joined_by else "store",
             help=text + shown.replace("%", "%%"),
         )
+
+
+class _JoinedAction(argparse.Action):
+    """Joins the values of a flag that is given several times."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, *_: Any) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, value if before is None else f"{before}{spec_of(self.dest).joined_by}{value}")
 
 
 def _metavar(default: Any) -> str:

@@ -146,13 +146,20 @@ def make_engine(configuration: Configuration, save: bool, session: str | None, a
     return Engine(configuration, open_store=Store if save else None, session=session, agreed_model=agreed_model)
 
 
-def check_model(name: str) -> None:
-    """Check the local files of a model before the app takes over the screen.
+def check_model(name: str, adapter: str = "") -> None:
+    """Check the local files of a model and its adapters before the app takes over the screen.
 
     Raises:
-        ModelError: The name is not a model, or its folder cannot be loaded.
+        ModelError: The name is not a model, its folder cannot be loaded, or an adapter cannot.
+        ConfigError: An adapter needs peft, and it is not installed.
     """
     from streamchat.models import catalogue
+
+    if adapter:
+        from streamchat.models.adapters import find_adapters, require_peft
+
+        find_adapters(adapter)
+        require_peft()
 
     if name == catalogue.DEFAULT:
         return  # not a local one
@@ -226,7 +233,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     if resume is not None:
         session, agreed = resolve_session(resume, configuration, may_ask=front_end != "pipe" and sys.stdin.isatty())
     elif not in_browser(os.environ):
-        check_model(configuration.settings.model)
+        check_model(configuration.settings.model, configuration.settings.adapter)
     stats = StatsLog(configuration.settings.stats_json) if configuration.settings.stats_json else None
     save = {"always": True, "never": False, "chats": front_end != "pipe"}[configuration.settings.save]
     engine = make_engine(configuration, save or session is not None, session, agreed)

@@ -53,7 +53,8 @@ class Report:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    flags.add_setting_flags(parser, ("model", "device", "dtype", "kernels", "decode", "cache_size", "plain"))
+    names = ("model", "adapter", "device", "dtype", "kernels", "decode", "cache_size", "plain")
+    flags.add_setting_flags(parser, names)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -295,6 +296,10 @@ def _chat(configuration: Configuration) -> Rows:
         cached = devices.choose_cache_dtype(settings.dtype, dtype, device, compiled=step.name == COMPILED)
         # whether the kernels support the model is known when it is loaded
         rows["cached keys"] = cached if cached == dtype else f"{cached} if compiled kernels decode, else {dtype}"
+    if settings.adapter:
+        from streamchat.models.adapters import find_adapters
+
+        rows["adapter"] = ", ".join(str(adapter.folder) for adapter in find_adapters(settings.adapter))
     if contents is not None:
         rows |= _weights(configuration, contents, device, dtype, source.name)
     if notes:

@@ -19,7 +19,8 @@ from streamchat.models.bundled.default import (
     is_default_model_here,
 )
 from streamchat.models.folder import inspect
-from streamchat.models.hub_cache import cached_models, endpoint, hub_cache_dir
+from streamchat.models.hub_cache import cached_ggufs, cached_models, endpoint, hub_cache_dir
+from streamchat.models.hub_gguf import parse_gguf_name
 from streamchat.models.resolve import Source, resolve
 from streamchat.models.staging import models_dir, read_manifest
 
@@ -32,7 +33,7 @@ DESCRIPTION = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="alias, Hub id, folder or .gguf file")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="alias, Hub id, owner/repo:TAG, folder or .gguf file")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
@@ -67,6 +68,10 @@ def inventory() -> dict[str, Any]:
         },
         "converted": _converted(),
         "hub_cache": [{"id": model.repo_id, "folder": str(model.folder), "bytes": model.file_bytes} for model in here],
+        "hub_ggufs": [
+            {"name": f"{gguf.repo_id}/{gguf.file}", "file": str(gguf.path), "bytes": gguf.file_bytes}
+            for gguf in cached_ggufs()
+        ],
         "aliases": [
             {"alias": alias, "id": repo_id, "here": repo_id in ready} for alias, repo_id in catalogue.ALIASES.items()
         ],
@@ -121,6 +126,8 @@ def _to_do(source: Source) -> str | None:
 
         if read_manifest(copy_folder(Path(source.location))) is None:
             return f"convert it once; the copy goes to {models_dir()}"
+    if source.kind == "hub" and parse_gguf_name(source.location) is not None:
+        return f"fetch the file from {endpoint()} into {hub_cache_dir()}, then convert it once"
     if source.kind == "hub":
         return f"fetch its config, tokenizer and safetensors from {endpoint()} into {hub_cache_dir()}"
     return None
@@ -137,7 +144,11 @@ _KINDS = {
 
 def _describe_text(report: dict[str, Any]) -> str:
     what = _KINDS[report["kind"]]
-    if report["kind"] == "hub" and catalogue.lookup(report["name"]) is None:
+    if report["kind"] == "gguf" and report["id"]:
+        what = "a GGUF file of the Hub, in the local Hub cache"
+    elif report["kind"] == "hub" and parse_gguf_name(report["name"]) is not None:
+        what = "a GGUF file on the Hub, not fetched yet"
+    elif report["kind"] == "hub" and catalogue.lookup(report["name"]) is None:
         what = "a valid Hub id; whether such a model exists is only known when it is fetched"
         what += "" if report["here"] else catalogue.did_you_mean(report["name"])
     rows = [("model", report["model"]), ("what", what)]
@@ -170,8 +181,15 @@ def _inventory_text(report: dict[str, Any]) -> str:
     lines += [f"  {model['id']:<50}{human_bytes(model['bytes']):>9}" for model in report["hub_cache"]]
     if not report["hub_cache"]:
         lines.append("  no causal language models")
+    if report["hub_ggufs"]:
+        lines += ["", "GGUF files in the local Hub cache"]
+        lines += [f"  {gguf['name']:<66} {human_bytes(gguf['bytes']):>9}" for gguf in report["hub_ggufs"]]
     lines += ["", "Aliases (fetched from the Hub on first use)"]
     for row in report["aliases"]:
         lines.append(f"  {row['alias']:<22}{row['id']:<42}{'here' if row['here'] else ''}".rstrip())
-    lines += ["", "--model also accepts any Hub id (owner/name), a model folder or a .gguf file."]
+    lines += [
+        "",
+        "--model also accepts any Hub id (owner/name), a GGUF file of the Hub",
+        "(owner/name:Q4_K_M or owner/name/file.gguf), a model folder or a .gguf file.",
+    ]
     return "\n".join(lines)

@@ -32,7 +32,9 @@ DESCRIPTION = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens"))
+    flags.add_setting_flags(
+        parser, ("model", "adapter", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens")
+    )
     own = parser.add_argument_group("perplexity")
     add_text_flags(parser, own, DEFAULT_TOKENS, by_device=True)
     add_methods_flag(own, DEFAULT_METHODS, "NAME[:BUDGET[:SINKS]],...", SCORED)

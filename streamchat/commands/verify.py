@@ -22,7 +22,8 @@ DESCRIPTION = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    flags.add_setting_flags(parser, ("model", "device", "attention", "kernels", "decode", "num_sink_tokens"))
+    names = ("model", "adapter", "device", "attention", "kernels", "decode", "num_sink_tokens")
+    flags.add_setting_flags(parser, names)
     own = parser.add_argument_group("verification")
     own.add_argument("--cache-size", default="64", metavar="TOKENS", help="budget to verify with (default: 64)")
     own.add_argument(

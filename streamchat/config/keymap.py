@@ -43,7 +43,7 @@ KEYS = (
     Key("prompt.page_up", "pageup", "Scroll up", "scroll a page up, and stop following new text"),
     Key("prompt.page_down", "pagedown", "Scroll down", "scroll a page down"),
     Key("prompt.redo", "ctrl+shift+z", "Redo", "redo the last undone edit"),
-    Key("chat.stop", "escape", "Stop", "stop the reply and hold the queued messages; or cancel the edit of one"),
+    Key("chat.stop", "escape", "Stop", "stop the reply and hold the queued messages; or cancel an edit, or a fetch"),
     Key(
         "chat.interrupt",
         "ctrl+c",
@@ -62,6 +62,7 @@ KEYS = (
     Key("chat.follow", "ctrl+end", "To the end", "jump to the newest text and follow it (End in an empty input)"),
     Key("chat.recall", "ctrl+r", "Recall", "search the messages of all sessions"),
     Key("chat.sessions", "ctrl+l", "Sessions", "find and resume a saved conversation"),
+    Key("chat.models", "ctrl+n", "Models", "choose another model: the list shows size, context, and what fits"),
     Key("chat.thoughts", "ctrl+o", "Thoughts", "expand or collapse the reasoning of replies"),
     Key("chat.sidebar", "ctrl+b", "Panel", "show or hide the status panel"),
     Key("chat.settings", "f4", "Settings", "show and change all settings"),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -50,6 +51,8 @@ class Spec:
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Choices of earlier versions -> their names today; files, sessions and scripts may still have the old ones."""
     metavar: str = ""
+    joined_by: str = ""
+    """Separator of several values in the text; the flag can then be repeated. '' if there is only one value."""
     live: bool = False
     """Whether `/set` may change it during a chat."""
     is_table: bool = False
@@ -116,9 +119,16 @@ class Settings:
 
     model: str = _MODEL.sensitive(
         "default",
-        "Model to load: 'default' (SmolLM2-135M-Instruct), an alias such as pythia-410m "
-        "(see `streamchat models`), a Hub id, a local folder or a .gguf file",
+        "Model to load: 'default' (SmolLM2-135M-Instruct), an alias such as pythia-410m (see `streamchat models`), a "
+        "Hub id, a GGUF file of the Hub (owner/repo:Q4_K_M), a local folder or a .gguf file",
         metavar="NAME",
+    )
+    adapter: str = _MODEL.sensitive(
+        "",
+        "Folder of a LoRA adapter (as peft saves it) to merge into the model when it is loaded; repeat the flag, or "
+        "separate folders as in PATH, for several",
+        metavar="FOLDER",
+        joined_by=os.pathsep,
     )
     device: str = _MODEL.harmless(
         "auto",

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 from streamchat.base import events as ev
 from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError, describe_unexpected
-from streamchat.base.requests import Request
+from streamchat.base.requests import CancelFetch, FetchModel, Request
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import Load, load_from_settings
+from streamchat.engine.fetcher import Fetch, Fetcher, fetch_model
 from streamchat.engine.jobs import JobQueue
 from streamchat.engine.owner import Owner
 from streamchat.sessions.archive import OpenStore
@@ -35,6 +36,7 @@ class Engine:
     Args:
         configuration: Settings and their origins, for messages.
         load: Loads the model; replaceable for tests.
+        fetch: Fetches a model for `FetchModel`; replaceable for tests.
         open_store: Opens the store of saved sessions; None saves nothing.
         session: The saved session to resume; None starts a new one.
         agreed_model: The model that the user agreed to load for it, if only an imported file named it.
@@ -46,6 +48,7 @@ class Engine:
         configuration: Configuration,
         load: Load = load_from_settings,
         *,
+        fetch: Fetch = fetch_model,
         open_store: OpenStore | None = None,
         session: str | None = None,
         agreed_model: str = "",
@@ -58,6 +61,7 @@ class Engine:
             publish = Auditor(self.publish, lambda: self._owner.conversation)
         self._jobs = JobQueue()
         self._owner = Owner(configuration, load, publish, self._progress, open_store, self._jobs)
+        self._fetcher = Fetcher(fetch, self.publish)
         self._session, self._agreed_model = session, agreed_model
         self._sinks: list[Callable[[ev.Event], None]] = []
         self._thread = threading.Thread(target=self._run, name="streamchat-engine", daemon=True)
@@ -107,12 +111,19 @@ class Engine:
         self._thread.start()
 
     def send(self, request: Request) -> None:
-        """Queue a request; `Stop` takes effect at once."""
-        self._jobs.put(request)
+        """Queue a request; `Stop`, `FetchModel` and `CancelFetch` take effect at once."""
+        match request:
+            case FetchModel(name) if not self._jobs.closed:
+                self._fetcher.start(name)
+            case CancelFetch():
+                self._fetcher.cancel()
+            case _:
+                self._jobs.put(request)
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything; return whether the thread ended in time. Waits longer while the cache is being saved."""
         self._jobs.close()
+        self._fetcher.cancel()
         if self._thread.ident is None:
             return True
         if self._thread is not threading.current_thread():

@@ -145,10 +145,12 @@ class ModelHost:
     def switch_model(self, name: str) -> None:
         """Load another model and start over with it; keep the old one if that fails."""
         base = without_session_sampling(self._configuration, self._given)
-        settings = replace(base.settings, model=name)
+        # an adapter belongs to the model that it was trained on
+        settings = replace(base.settings, model=name, adapter="")
+        origins = {**base.origins, "model": "/model", "adapter": "/model"}
         self._archive.flush_and_snapshot(self.started)
         try:
-            self._prepare(replace(base, settings=settings, origins={**base.origins, "model": "/model"}))
+            self._prepare(replace(base, settings=settings, origins=origins))
         except StreamchatError as error:
             _log.warning("switching to %r failed", name, exc_info=True)
             self._emit(ev.Notice(f"{error}; keeping the current model", "error"))
@@ -296,5 +298,5 @@ class ModelHost:
 
 def _same_model(one: Settings, other: Settings) -> bool:
     """Return whether both settings load the same weights in the same way."""
-    names = ("model", "device", "dtype", "weights", "kernels", "decode", "attention")
+    names = ("model", "adapter", "device", "dtype", "weights", "kernels", "decode", "attention")
     return all(getattr(one, name) == getattr(other, name) for name in names)

@@ -101,7 +101,7 @@ class Owner:
             case rq.CountTokens(text):
                 tokens = len(self.host.active.conversation.encoder.text(encodable(text)))
                 self._emit(ev.TextCounted(text, tokens))
-            case rq.Stop():
+            case rq.Stop() | rq.FetchModel() | rq.CancelFetch():
                 pass  # took effect when it was sent
             case _:
                 assert_never(job.request)

@@ -13,7 +13,8 @@ from streamchat.config.settings import Settings
 class ChatEngine(Protocol):
     """Requests in, events out. One thread processes the requests in order; all methods but `close` return at once.
 
-    Events are emitted to subscribers on the engine's thread: a front end must pass them to its own event loop.
+    Events are emitted to subscribers on the engine's thread, those of a fetch on another one: a front end must pass
+    them to its own event loop.
     """
 
     @property

@@ -22,6 +22,20 @@ EVICTED_RESTORED = "tokens evicted for it were restored"
 # --- the model and its cache ----------------------------------------------------------------------------------
 
 
+def fetching_text(name: str, event: ev.ModelFetching | None) -> str:
+    """`Fetching EleutherAI/pythia-410m: 46.5 MB of 911 MB (5 %)`."""
+    if event is None:
+        return f"Fetching {one_line(name)} ..."
+    return loading_text(ev.ModelLoading(event.stage, event.done, event.total, event.unit))
+
+
+def fetched_sentence(event: ev.ModelFetched) -> str:
+    """Sentence about the end of a fetch; '' if the model is there, because it is loaded next."""
+    if event.canceled:
+        return f"Fetching {event.name} was canceled; what was fetched is kept for the next try"
+    return f"{event.error}; keeping the current model" if event.error else ""
+
+
 def loading_text(event: ev.ModelLoading) -> str:
     """`Fetching SmolLM2-135M-Instruct: 46.5 MB of 92.9 MB (50 %)`."""
     stage = one_line(event.stage)

@@ -40,6 +40,8 @@ def _line(event: ev.Event) -> Line | None:
     match event:
         case ev.ModelLoading():
             return Line("progress", messages.loading_text(event))
+        case ev.ModelFetched() if sentence := messages.fetched_sentence(event):
+            return Line("error" if event.error else "info", sentence)
         case ev.ModelReady():
             return Line("ready", f"{messages.model_facts(event)}. {messages.cache_capacity(event.info)}")
         case ev.EngineFailed(message=text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from streamchat.base import suggestions
@@ -37,6 +38,44 @@ ALIASES: dict[str, str] = {
     "olmo2-1b": "allenai/OLMo-2-0425-1B-Instruct",
 }
 """Alias -> Hub id."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before it is fetched. Counts are rounded."""
+
+    parameters: int
+    context_length: int
+    """Tokens that it was trained with."""
+
+
+def _facts(millions: float, context_length: int) -> ModelFacts:
+    return ModelFacts(round(millions * 1e6), context_length)
+
+
+_PYTHIA_MILLIONS = (14.1, 30.5, 70.4, 162.3, 405.3, 1012, 1415, 2775, 6857, 11846)
+FACTS: Mapping[str, ModelFacts] = {
+    DEFAULT: _facts(134.5, 8192),
+    **{
+        f"pythia-{size}{kind}": _facts(millions, 2048)
+        for size, millions in zip(_PYTHIA_SIZES, _PYTHIA_MILLIONS, strict=True)
+        for kind in ("", "-deduped")
+        if f"pythia-{size}{kind}" in _PYTHIA
+    },
+    "smollm2-360m": _facts(361.8, 8192),
+    "smollm2-1.7b": _facts(1711, 8192),
+    "qwen2.5-0.5b": _facts(494, 32768),
+    "qwen2.5-1.5b": _facts(1544, 32768),
+    "qwen3-0.6b": _facts(596, 40960),
+    "qwen3-1.7b": _facts(1721, 40960),
+    "llama-3.2-1b": _facts(1236, 131072),
+    "llama-3.2-3b": _facts(3213, 131072),
+    "gemma-3-1b": _facts(1000, 32768),
+    "tinyllama": _facts(1100, 2048),
+    "phi-3-mini": _facts(3821, 4096),
+    "olmo2-1b": _facts(1485, 4096),
+}
+"""Alias -> facts, for lists."""
 
 _SMOLLM2 = {"temperature": 0.2, "top_p": 0.9}
 _QWEN25 = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}

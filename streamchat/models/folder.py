@@ -75,7 +75,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         if (folder / "adapter_config.json").is_file():
             raise UnsupportedModelError(
-                f"{folder} holds an adapter (LoRA), not a model; merge it into its base model and save that"
+                f"{folder} holds an adapter (LoRA), not a model; give its base model to --model and this folder to "
+                "--adapter"
             ) from None
         ggufs = sorted(folder.glob("*.gguf"))
         hint = f"give the file itself: --model {ggufs[0]}" if ggufs else "give a folder saved with save_pretrained"

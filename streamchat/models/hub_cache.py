@@ -10,6 +10,7 @@ from pathlib import Path
 from streamchat.base.errors import ModelError
 from streamchat.base.paths import user_path
 from streamchat.models.folder import Contents, inspect
+from streamchat.models.hub_gguf import GgufName, is_gguf, matches
 
 PUBLIC_HUB = "https://huggingface.co"
 
@@ -72,18 +73,69 @@ def cached_models() -> list[CachedModel]:
     for repository in sorted(hub_cache_dir().glob("models--*")):
         if complete := _snapshot(repository):
             folder, contents = complete
-            repo_id = repository.name.removeprefix("models--").replace("--", "/", 1)
-            found.append(CachedModel(repo_id, folder, contents.file_bytes))
+            found.append(CachedModel(_repo_id(repository), folder, contents.file_bytes))
+    return found
+
+
+@dataclass(frozen=True)
+class CachedGguf:
+    """A GGUF file in the local Hub cache."""
+
+    repo_id: str
+    file: str
+    """Path in the repository."""
+    path: Path
+    """Path on this machine."""
+    file_bytes: int
+
+
+def cached_gguf(name: GgufName) -> CachedGguf | None:
+    """Return the GGUF file that `name` means in the local Hub cache: the newest version; None if there is none."""
+    for snapshot in _snapshots(_repository(name.repo_id)):
+        files = _ggufs_in(name.repo_id, snapshot)
+        if found := matches(name, files):
+            return files[found[0]]
+    return None
+
+
+def cached_ggufs() -> list[CachedGguf]:
+    """Return the GGUF files in the local Hub cache, the newest version of each, sorted by name."""
+    found: dict[tuple[str, str], CachedGguf] = {}
+    for repository in sorted(hub_cache_dir().glob("models--*")):
+        repo_id = _repo_id(repository)
+        for snapshot in _snapshots(repository):
+            for file, gguf in _ggufs_in(repo_id, snapshot).items():
+                found.setdefault((repo_id, file), gguf)
+    return [found[key] for key in sorted(found)]
+
+
+def _ggufs_in(repo_id: str, snapshot: Path) -> dict[str, CachedGguf]:
+    """Return the complete GGUF files of a snapshot by their paths in the repository."""
+    found = {}
+    for path in snapshot.rglob("*"):
+        file = path.relative_to(snapshot).as_posix()
+        with suppress(OSError):  # a link to a file that was deleted
+            if is_gguf(file) and path.is_file():
+                found[file] = CachedGguf(repo_id, file, path, path.stat().st_size)
+    return found
+
+
+def _repo_id(repository: Path) -> str:
+    return repository.name.removeprefix("models--").replace("--", "/", 1)
+
+
+def _snapshots(repository: Path) -> list[Path]:
+    """Return the snapshots: the one that `main` points to, then the others, newest first."""
+    snapshots = repository / "snapshots"
+    main = _main(repository)
+    found = list(snapshots.iterdir()) if snapshots.is_dir() else []
+    found.sort(key=lambda path: (path.name == main, path.stat().st_mtime), reverse=True)
     return found
 
 
 def _snapshot(repository: Path) -> tuple[Path, Contents] | None:
     """Return the first complete snapshot and its contents: the one that `main` points to, else the newest other one."""
-    snapshots = repository / "snapshots"
-    main = _main(repository)
-    found = list(snapshots.iterdir()) if snapshots.is_dir() else []
-    found.sort(key=lambda path: (path.name == main, path.stat().st_mtime), reverse=True)
-    for folder in found:
+    for folder in _snapshots(repository):
         with suppress(ModelError):
             return folder, inspect(folder)
     return None

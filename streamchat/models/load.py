@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base.progress import Progress as Progress
 from streamchat.base.progress import silent
 from streamchat.config.settings import Decode, Settings
+from streamchat.models.adapters import digest_with, find_adapters
 from streamchat.models.contents import folder_digest
 from streamchat.models.folder import weight_files
 from streamchat.models.light.libraries import collections_paused, import_libraries
@@ -66,28 +67,30 @@ def load_model(
     weights: str = "native",
     kernels: str = "auto",
     decode: Decode = "auto",
+    adapter: str = "",
     progress: Progress = silent,
 ) -> LoadedModel:
     """Load the model that `name` means; fetch or convert it first if needed. Prints nothing.
 
     Args:
-        name: `default`, an alias, a Hub id, a folder or a .gguf file.
+        name: `default`, an alias, a Hub id, a GGUF file of the Hub, a folder or a .gguf file.
         device: `auto`, `cpu`, `mps`, `cuda`, `cuda:1`, `cuda:0,1` or `cuda:all`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         attention: `sdpa` or `eager`; a model without sdpa gets eager, with a note.
         weights: `auto`, `native`, `int8` or `int4`, see `use_weights`.
         kernels: `auto`: compiled kernels on a CPU if there is a compiler; `torch`: PyTorch's kernels.
         decode: `auto`, `fused`, `graph` or `plain`: the step for new tokens, see `install`.
+        adapter: Folders of LoRA adapters to merge into the weights, as in the setting; '' for none.
         progress: Called with the stage; may raise to cancel.
 
     Raises:
         ModelNotFoundError: The model was not found, cannot be fetched, is damaged, or does not fit on this machine.
         UnsupportedModelError: The model was found, but is not a causal language model that can be loaded safely.
-        ConfigError: The device is not available, accelerate is needed and not installed, or the weights are not
-            possible here.
+        ConfigError: The device is not available, accelerate or peft is needed and not installed, or the weights are
+            not possible here.
     """
     with collections_paused():
-        return _load(name, device, dtype, attention, weights, kernels, decode, progress)
+        return _load(name, device, dtype, attention, weights, kernels, decode, adapter, progress)
 
 
 def _load(
@@ -98,11 +101,12 @@ def _load(
     weights: str,
     kernels: str,
     decode: Decode,
+    adapter: str,
     progress: Progress,
 ) -> LoadedModel:
     """Implements `load_model`."""
     check_start()
-    source = resolve(name)
+    source, adapters = resolve(name), find_adapters(adapter)
     progress("Starting torch", 0, 0, "")
     import torch
 
@@ -118,6 +122,7 @@ def _load(
             attention=attention,
             weights=weights,
             kernels=kernels,
+            adapters=adapters,
             progress=progress,
         )
         return _load_planned(plan, dtype, weights, kernels, decode, progress)
@@ -129,7 +134,7 @@ def _load_planned(
     """Load what `plan` says; the other arguments are those of `load_model`."""
     from streamchat.models.plan import KERNELS_STAGE
 
-    digest = _digest_of(plan.folder, plan.name, progress)
+    digest = digest_with(_digest_of(plan.folder, plan.name, progress), plan.adapters, progress)
     if weights == "auto" and dtype == "float32":
         weights = "native"  # float32 was requested: do not quantize
     progress(f"Loading {plan.name}", 0, 0, "")
@@ -158,13 +163,13 @@ def _load_planned(
 
         check_config(plan)
         copy = None
-        if plan.device == "cpu" and plan.tiles is None and weights != "native":
+        if plan.device == "cpu" and (plan.tiles is None or plan.adapters) and weights != "native":
             copy = served_folder(plan, digest, weights)
             plan = with_copy(plan, copy, kernels, progress)
         trace.mark(trace.MODULES)
         tokenizer = read_tokenizer(plan)
         trace.mark(trace.TOKENIZER)
-        model, done = load_weights(plan)
+        model, done = load_weights(plan, progress)
     trace.mark(trace.WEIGHTS)
     progress(f"Loading {done.name}", 0, 0, "")
     compiled = None
@@ -176,10 +181,10 @@ def _load_planned(
         model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
     )
     step_notes = install_checked(model, compiled, used, decode)
-    is_new = copy is not None and done.tiles is None and done.dtype == plan.dtype and can_be_served(model)
+    is_new = copy is not None and done.tiles != copy and done.dtype == plan.dtype and can_be_served(model)
     if copy is not None and is_new and make_served_copy(model, copy, done.name, progress):
         del model  # from now on without native weights, as in later starts
-        model, done = load_weights(replace(done, kernels=compiled, tiles=copy))
+        model, done = load_weights(replace(done, kernels=compiled, tiles=copy, merged=True), progress)
         set_contents_digest(model, digest)
         step_notes = install_checked(model, compiled, used, decode)
     trace.mark(trace.CHECKS)
@@ -193,7 +198,7 @@ def _load_planned(
         model,
         tokenizer,
         done.name,
-        done.source.repo_id or done.source.location,
+        done.source.origin,
         done.device,
         done.dtype,
         (*done.dtype_notes, *done.notes, *weight_notes, *step_notes, *advice.notes),
@@ -218,6 +223,7 @@ def load_from_settings(settings: Settings, progress: Progress = silent, **change
         weights=chosen.weights,
         kernels=chosen.kernels,
         decode=chosen.decode,
+        adapter=chosen.adapter,
         progress=progress,
     )
 

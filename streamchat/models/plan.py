@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streamchat.base.devices import is_spread
+from streamchat.base.errors import ConfigError
 from streamchat.base.progress import Progress
 from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.models import device as devices
+from streamchat.models.adapters import Adapter, name_with, require_peft
+from streamchat.models.fetch import fetch_source
 from streamchat.models.folder import Contents, inspect
 from streamchat.models.hub_cache import older_note
 from streamchat.models.resolve import Source, shadowing_note
@@ -37,11 +40,20 @@ class LoadPlan:
     """The compiled kernels that serve tiles; None for native weights."""
     tiles: Path | None = None
     """The folder with the tiles of the weights, and their config; None if there are no tiles."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters of the model."""
+    merged: bool = False
+    """Whether the tiles already contain the adapters."""
 
     @property
     def name(self) -> str:
-        """Display name of the model."""
-        return self.source.name
+        """Display name of the model with its adapters."""
+        return name_with(self.source.name, self.adapters)
+
+    @property
+    def to_merge(self) -> tuple[Adapter, ...]:
+        """The adapters that must be merged into the weights after they are read."""
+        return () if self.merged else self.adapters
 
     def check_memory(self) -> None:
         """Require enough free memory on the device.
@@ -70,28 +82,44 @@ def make_plan(
     progress: Progress,
     weights: str = "native",
     kernels: str = "auto",
+    adapters: tuple[Adapter, ...] = (),
 ) -> LoadPlan:
     """Return the plan for `source`, which the user called `asked`; fetch or convert it first if needed.
 
     See `load_model`.
     """
+    if adapters:
+        require_peft()
     # check the device before fetching anything
     devices.limit_threads()
     chosen_device = devices.choose_device(device)
     chosen_dtype, dtype_notes = devices.choose_dtype(dtype, chosen_device)
-    folder = _local_folder(source, asked, progress)
+    source = fetch_source(source, asked, progress)
+    folder = _local_folder(source, progress)
     notes = [*filter(None, [shadowing_note(asked, source)]), *_source_notes(source, folder)]
     contents = inspect(folder)
     if device == "auto" and chosen_device == "cuda":
         chosen_device = devices.device_with_room(contents.parameters, chosen_dtype, source.name)
         if is_spread(chosen_device):
             notes.append(f"{source.name} fits on no single GPU, so it is spread over {chosen_device}")
+    if adapters and is_spread(chosen_device):
+        raise ConfigError(f"--adapter cannot be used with a model spread over {chosen_device}; choose one device")
     serving = None
-    if chosen_device == "cpu" and serves_tiles(contents, weights, dtype):
+    # adapters are merged into native weights, so tiles are dequantized for them
+    if chosen_device == "cpu" and not adapters and serves_tiles(contents, weights, dtype):
         progress(KERNELS_STAGE, 0, 0, "")
         serving = load_kernels(kernels)
     plan = LoadPlan(
-        source, folder, contents, chosen_device, chosen_dtype, attention, dtype_notes, tuple(notes), serving
+        source,
+        folder,
+        contents,
+        chosen_device,
+        chosen_dtype,
+        attention,
+        dtype_notes,
+        tuple(notes),
+        serving,
+        adapters=adapters,
     )
     if contents.kinds is not None:
         plan = replace(plan, tiles=folder)
@@ -112,20 +140,12 @@ def serves_tiles(contents: Contents, weights: str, dtype: str) -> bool:
     return (weights == "auto" and dtype != "float32") or {weights} == contents.kinds
 
 
-def _local_folder(source: Source, asked: str, progress: Progress) -> Path:
-    """Return the local folder in transformers' format; fetch or convert the model if needed."""
-    if source.kind == "bundled":
-        from streamchat.models.bundled.default import ensure_default_model
-
-        return ensure_default_model(progress)
+def _local_folder(source: Source, progress: Progress) -> Path:
+    """Return the local folder in transformers' format; convert a GGUF file if needed."""
     if source.kind == "gguf":
         from streamchat.models.gguf.convert import converted_copy
 
         return converted_copy(Path(source.location), progress=progress)
-    if source.kind == "hub":
-        from streamchat.models.hub import fetch_from_hub
-
-        return fetch_from_hub(source.location, asked, progress=progress)
     return Path(source.location)
 
 

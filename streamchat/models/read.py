@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto import modeling_auto
 
 from streamchat.base.devices import is_spread
-from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
+from streamchat.base.errors import ModelNotFoundError, StreamchatError, UnsupportedModelError, short
+from streamchat.base.progress import Progress, silent
+from streamchat.models.adapters import merge
 from streamchat.models.folder import weight_files
 from streamchat.models.gguf.tokenizer import read_saved
 from streamchat.models.light.skeleton import read_exactly
@@ -61,8 +63,8 @@ def read_tokenizer(plan: LoadPlan) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """Return the model in eval mode on the device of `plan`, and notes for the user.
+def read_model(plan: LoadPlan, progress: Progress = silent) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Return the model in eval mode on the device of `plan`, with its adapters merged, and notes for the user.
 
     Raises:
         ModelNotFoundError: It does not fit into memory.
@@ -98,9 +100,11 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
             model, info = read("eager")
             notes = (f"{plan.name} has no {plan.attention} attention, so it runs with eager attention",)
         _check_complete(info, plan)
+        if plan.to_merge:
+            model = merge(model, plan.to_merge, plan.source.name, progress)
         if not spread:
             model = model.to(plan.device)
-    except UnsupportedModelError:
+    except StreamchatError:
         raise
     except Exception as error:
         # safetensors has no specific error for a lack of memory

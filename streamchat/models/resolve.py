@@ -12,11 +12,11 @@ from streamchat.base.errors import ModelNotFoundError
 from streamchat.base.paths import user_path
 from streamchat.models import catalogue
 from streamchat.models.bundled.default import NAME, default_model_dir, is_default_model_here
-from streamchat.models.hub_cache import cached_snapshot
+from streamchat.models.hub_cache import cached_gguf, cached_snapshot
+from streamchat.models.hub_gguf import GgufName, is_hub_id, parse_gguf_name
 
 Kind = Literal["bundled", "folder", "gguf", "hub-cache", "hub"]
 GGUF_MAGIC = b"GGUF"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,24 @@ class Source:
     name: str
     """Display name: 'SmolLM2-135M-Instruct', 'pythia-410m'."""
     location: str
-    """Folder, file, or for `hub` the Hub id."""
+    """Folder, file, or for `hub` the Hub id or the name of a GGUF file there."""
     available: bool
     """Whether it can be loaded without fetching anything."""
     repo_id: str = ""
-    """Hub id, for the two Hub kinds."""
+    """Hub id, for the two Hub kinds and for a GGUF file of the Hub cache."""
+    file: str = ""
+    """Path of that GGUF file in the repository."""
+
+    @property
+    def origin(self) -> str:
+        """What the model was loaded from: a folder, a file, or its name on the Hub."""
+        return f"{self.repo_id}/{self.file}" if self.file else self.repo_id or self.location
 
 
 def resolve(name: str) -> Source:
     """Return what `name` means. Order: local path, bundled default, alias, local Hub cache, Hub.
+
+    `owner/repo:TAG` and `owner/repo/file.gguf` mean a GGUF file of the Hub.
 
     Does not contact the Hub: whether an id exists there is checked when it is fetched.
 
@@ -48,12 +57,15 @@ def resolve(name: str) -> Source:
     if name == catalogue.DEFAULT:
         return _bundled()
     path = user_path(name)
-    if source := _local(path, explicit=_looks_like_path(name)):
+    gguf = parse_gguf_name(name)
+    if source := _local(path, explicit=gguf is None and _looks_like_path(name)):
         return source
+    if gguf is not None:
+        return _gguf_on_hub(gguf)
     if catalogue.is_bundled(name):
         return _bundled()
     repo_id = catalogue.lookup(name) or name
-    if not HUB_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
+    if not is_hub_id(repo_id):
         raise ModelNotFoundError(
             f"{name!r} is not a local folder, a .gguf file, an alias or a valid Hub id (owner/name)"
             f"{catalogue.did_you_mean(name) or '; `streamchat models` lists the available models'}"
@@ -61,6 +73,8 @@ def resolve(name: str) -> Source:
     display = repo_id.rpartition("/")[2]
     if snapshot := cached_snapshot(repo_id):
         return Source("hub-cache", display, str(snapshot), True, repo_id)
+    if "/" in repo_id and cached_gguf(GgufName(repo_id)) is not None:
+        return _gguf_on_hub(GgufName(repo_id))
     return Source("hub", display, repo_id, False, repo_id)
 
 
@@ -69,7 +83,7 @@ def shadowing_note(name: str, source: Source) -> str:
     name = name.strip()
     if source.kind not in ("folder", "gguf") or _looks_like_path(name):
         return ""
-    if not (catalogue.lookup(name) or (HUB_ID.fullmatch(name) and cached_snapshot(name))):
+    if not (catalogue.lookup(name) or (is_hub_id(name) and cached_snapshot(name))):
         return ""
     return (
         f"{name} means the local {source.location} and not the model of that name; start in another folder to use the "
@@ -79,7 +93,16 @@ def shadowing_note(name: str, source: Source) -> str:
 
 def is_local(name: str) -> bool:
     """Return whether `name` means, or could mean, a local folder or file."""
-    return _looks_like_path(name) or (name != catalogue.DEFAULT and os.path.exists(user_path(name)))
+    is_path = _looks_like_path(name) and parse_gguf_name(name) is None
+    return is_path or (name != catalogue.DEFAULT and os.path.exists(user_path(name)))
+
+
+def _gguf_on_hub(name: GgufName) -> Source:
+    """Return the source of a GGUF file of the Hub, in the local Hub cache if it is there."""
+    if found := cached_gguf(name):
+        return Source("gguf", found.path.stem, str(found.path), True, found.repo_id, found.file)
+    display = name.path.rpartition("/")[2].removesuffix(".gguf") or str(name).rpartition("/")[2]
+    return Source("hub", display, str(name), False, name.repo_id)
 
 
 def _bundled() -> Source:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base import events as ev
 from streamchat.base.errors import StoreError
 from streamchat.conversation.log import TurnRecord
+from streamchat.models.adapters import portable_setting
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import CacheMark, ModelIdentity, StoredEviction, StoredTurn
 from streamchat.store.store import Store
@@ -252,10 +253,11 @@ class Recorder:
             self.store.change(self.session, name, value, self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        """Return the current settings, with a model name that is valid in any folder."""
+        """Return the current settings, with names of model and adapters that are valid in any folder."""
         assert self._conversation is not None
         assert self._identity is not None
-        return asdict(self._conversation.settings) | {"model": self._identity.model}
+        settings = self._conversation.settings
+        return asdict(settings) | {"model": self._identity.model, "adapter": portable_setting(settings.adapter)}
 
     def _stored(self, turn: TurnRecord) -> StoredTurn:
         assert self._conversation is not None

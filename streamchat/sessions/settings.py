@@ -26,6 +26,8 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
     """
     flags = {name for name, place in configuration.origins.items() if place.startswith("-")}
     flags |= {other for name, other in _ONE_CHOICE.items() if name in flags}
+    if "model" in flags:
+        flags.add("adapter")  # that of the session belongs to its own model
     place = f"{SESSION_ORIGIN}{info.id}"
     others = OF_THE_MACHINE | flags
     values = {
@@ -33,6 +35,8 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
         for name, value in valid_settings(info.settings, place).items()
         if spec_of(name).section in SECTIONS and name not in others
     }
+    if "model" in values and "adapter" not in flags:
+        values.setdefault("adapter", "")  # saved before the setting existed
     origins = {**configuration.origins, **dict.fromkeys(values, place)}
     for name in [name for name in flags if name in setting_fields() and spec_of(name).is_table]:
         given = from_text(getattr(configuration.settings, name))
@@ -88,7 +92,7 @@ def portable_model_name(model: str) -> str:
 
     with suppress(ModelNotFoundError, OSError, ValueError):
         source = resolve(model)
-        if source.kind in ("folder", "gguf"):
+        if source.kind in ("folder", "gguf") and not source.repo_id:
             return source.location
     return model
 

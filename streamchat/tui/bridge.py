@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from streamchat.base import events as ev
 
-STREAMED = (ev.TextDelta, ev.StatusSampled, ev.TokensEvicted, ev.PrefillProgress, ev.ModelLoading)
+STREAMED = (ev.TextDelta, ev.StatusSampled, ev.TokensEvicted, ev.PrefillProgress, ev.ModelLoading, ev.ModelFetching)
 """Events that come in quick succession. Any other event, such as the end of a reply, is shown at once."""
 
 
@@ -70,6 +70,8 @@ class EventBridge:
             case ev.PrefillProgress(), ev.PrefillProgress() if last.turn == event.turn:
                 self._pending[-1] = event
             case ev.ModelLoading(), ev.ModelLoading() if last.stage == event.stage:
+                self._pending[-1] = event
+            case ev.ModelFetching(), ev.ModelFetching():
                 self._pending[-1] = event
             case _:
                 self._pending.append(event)

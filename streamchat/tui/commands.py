@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
 from textual.app import App
 
+from streamchat.base.errors import ModelError
 from streamchat.base.formatting import plural
 from streamchat.frontend import file_access
+from streamchat.frontend.slash.model import MODEL, require_allowed
 from streamchat.frontend.slash.queue import queue_command
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
 from streamchat.frontend.slash.session_commands import SessionCommands
+from streamchat.models.fetch import must_be_fetched
 from streamchat.tui.screens.commands import CommandScreen
 from streamchat.tui.themes import unknown_theme, use_theme
 
@@ -57,6 +62,26 @@ def add_app_commands(app: App[Any], chat: CommandScreen) -> None:
         chat.action_sessions(argument)
         return SlashResult()
 
+    def model(context: SlashContext, argument: str) -> SlashResult:
+        if not argument:
+            chat.action_models()
+            return SlashResult()
+        require_allowed(context, argument)
+        try:
+            if not must_be_fetched(argument):
+                chat.state.switch.load(argument)
+            elif not chat.state.switch.is_fetching(argument):
+                chat.state.switch.fetch(argument)
+        except ModelError as error:
+            return SlashResult(f"{error}; keeping the current model", error=True)
+        chat.show_keys()
+        return SlashResult()
+
+    def starts_over(argument: str) -> bool:
+        with suppress(ModelError):
+            return bool(argument) and not must_be_fetched(argument)
+        return False
+
     def recall(context: SlashContext, argument: str) -> SlashResult:
         chat.action_recall(argument)
         return SlashResult()
@@ -79,6 +104,7 @@ def add_app_commands(app: App[Any], chat: CommandScreen) -> None:
             "help", "[COMMAND]", "show keys and commands", show_help, shared_help.aliases, shared_help.complete
         )
     )
+    registry.add(replace(MODEL, run=model, starts_over=starts_over, help="choose a model and start over with it"))
     registry.add(SlashCommand("settings", "[WORDS]", "show and change all settings", settings))
     registry.add(queue_command(chat.state.outbox))
     registry.add(SlashCommand("theme", "[NAME]", "show or change the color theme", theme, (), complete_theme))

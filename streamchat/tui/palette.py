@@ -11,7 +11,9 @@ from streamchat.tui.bindings import hint
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.widgets.section import Section
 
-UNDER_ANOTHER_NAME = {"clear", "copy", "help", "queue", "quit", "recall", "sessions", "settings", "sidebar", "theme"}
+UNDER_ANOTHER_NAME = {
+    *("clear", "copy", "help", "model", "queue", "quit", "recall", "sessions", "settings", "sidebar", "theme"),
+}
 """Slash commands that the palette already offers."""
 
 
@@ -43,6 +45,9 @@ def _conversation_entries(app: App[Any], chat: ChatScreen) -> Iterable[SystemCom
     yield SystemCommand("Queue: remove all messages", "They stay in the input history", chat.action_queue_clear)
     yield SystemCommand("Recall", "Search all messages and quote one to the model", chat.action_recall)
     yield SystemCommand("Sessions", "Find and resume a saved conversation", chat.action_sessions)
+    yield SystemCommand("Models", "Choose another model", chat.action_models)
+    if chat.state.switch.is_active:
+        yield SystemCommand("Cancel the fetch", chat.state.switch.text, chat.cancel_fetch)
     yield SystemCommand("Settings", "Show and change all settings", chat.action_settings)
     yield SystemCommand("Editor", "Write the message in $EDITOR", chat.action_edit)
     for command in chat.state.registry:

@@ -37,6 +37,8 @@ def evicted(turn: int, count: int = 120) -> ev.TokensEvicted:
 
 SAMPLES: tuple[ev.Event, ...] = (
     ev.ModelLoading("Fetching tiny", 465_000, 929_000, "bytes"),
+    ev.ModelFetching("tiny", "Fetching tiny", 465_000, 929_000, "bytes"),
+    ev.ModelFetched("tiny", "there is no model tiny"),
     ev.ModelReady(INFO, 2.1),
     ev.EngineFailed("No model", "no model of that name", 3),
     ev.EngineClosed(),
@@ -61,7 +63,7 @@ SAMPLES: tuple[ev.Event, ...] = (
 """One of each class."""
 SILENT = {
     *(ev.TurnStarted, ev.TextDelta, ev.StatusSampled, ev.SettingChanged, ev.TextCounted, ev.SessionOpened),
-    *(ev.SavingChanged, ev.EngineClosed, ev.CacheAudited),
+    *(ev.SavingChanged, ev.EngineClosed, ev.CacheAudited, ev.ModelFetching),
 }
 """Without a line: they are the conversation itself or figures, or a command or a notice reports them."""
 
@@ -77,6 +79,12 @@ def test_every_event_class_is_decided() -> None:
     [
         (SAMPLES[0], Line("progress", "Fetching tiny: 465 kB of 929 kB (50 %)")),
         (ev.ModelLoading("Loading", 1, 2), Line("progress", "Loading ... 50 %")),
+        (ev.ModelFetched("tiny"), None),  # it is loaded next
+        (ev.ModelFetched("tiny", "no\nmodel"), Line("error", "no model; keeping the current model")),
+        (
+            ev.ModelFetched("tiny", canceled=True),
+            Line("info", "Fetching tiny was canceled; what was fetched is kept for the next try"),
+        ),
         (ev.EngineFailed("No model", "no\nmodel", 3), Line("failure", "no model")),
         (evicted(2), Line("eviction", "turn 2 is no longer in context (120 tokens evicted, 380 of 512 cached)")),
         (ev.TurnPinned(3, True, 5, CACHE), Line("info", "Turn 3 (5 tokens) is pinned: it is never evicted.")),

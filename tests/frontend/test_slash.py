@@ -75,6 +75,16 @@ def test_unpinning_needs_no_number_where_one_is_pinned() -> None:
     assert desk.say("/unpin").text == "turns 2, 3 are pinned; choose one: /unpin 3"
 
 
+def test_model_without_a_name_lists_the_models_as_text() -> None:
+    desk = Desk()
+    desk.board.apply(ev.ModelReady(desk.engine._info(), 1.0))
+    first, _, headings, *rows = desk.say("/model").text.splitlines()
+    assert first == "SmolLM2-135M-Instruct (float32 on cpu), from a scripted engine"
+    assert headings.split() == ["model", "size", "context"]
+    assert any(row.split()[:1] == ["pythia-410m"] and "fetch" in row for row in rows)
+    assert rows[-1] == "/model NAME loads one and starts over."
+
+
 def test_answers() -> None:
     desk = Desk()
     assert desk.say("/system").text == "system prompt: Be kind."

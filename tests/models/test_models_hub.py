@@ -7,106 +7,22 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from streamchat.base.errors import ExitCode, ModelNotFoundError, UnsupportedModelError
-from streamchat.models import hub
+from streamchat.models import hub_access
 from streamchat.models.load import load_model
 from streamchat.models.resolve import resolve
+from tests.support.fake_hub import FakeHub, serve_hub
 from tests.support.models_help import save, tiny_llama, tiny_neox
-
-COMMIT = "a" * 40
-
-
-class FakeHub:
-    """Serves folders as repositories, in the words of the Hub's API."""
-
-    def __init__(self) -> None:
-        self.repositories: dict[str, Path] = {}
-        self.gated: set[str] = set()
-        self.status: int | None = None
-        self.fetched: list[str] = []
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                self.answer()
-
-            def do_GET(self) -> None:
-                self.answer()
-
-            def answer(self) -> None:
-                path = urlsplit(self.path).path
-                if path == "/":
-                    self.reply(200, b"")
-                elif fake.status:
-                    self.reply(fake.status, b"{}")
-                elif path.startswith("/api/models/"):
-                    self.model_info(path.removeprefix("/api/models/").partition("/revision/")[0])
-                else:
-                    repo_id, _, name = path[1:].partition(f"/resolve/{'main' if '/main/' in path else COMMIT}/")
-                    self.file(repo_id, name)
-
-            def model_info(self, repo_id: str) -> None:
-                if repo_id not in fake.repositories:
-                    self.reply(404, b'{"error":"Repository not found"}', {"X-Error-Code": "RepoNotFound"})
-                    return
-                files = [
-                    {"rfilename": str(path.relative_to(fake.repositories[repo_id])), "size": path.stat().st_size}
-                    for path in sorted(fake.repositories[repo_id].rglob("*"))
-                    if path.is_file()
-                ]
-                info = {"id": repo_id, "modelId": repo_id, "sha": COMMIT, "siblings": files}
-                self.reply(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
-
-            def file(self, repo_id: str, name: str) -> None:
-                if repo_id in fake.gated:
-                    self.reply(403, b"{}", {"X-Error-Code": "GatedRepo"})
-                    return
-                path = fake.repositories.get(repo_id, Path("/nowhere")) / name
-                if not path.is_file():
-                    self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-                    return
-                if self.command == "GET":
-                    fake.fetched.append(name)
-                self.reply(200, path.read_bytes(), {"X-Repo-Commit": COMMIT, "ETag": f'"{name}-1"'})
-
-            def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-                self.send_response(status)
-                for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            def log_message(self, *_args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
 
 
 @pytest.fixture
 def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    server = FakeHub()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    yield server
-    server.close()
+    yield from serve_hub(monkeypatch)
 
 
 @pytest.fixture
@@ -209,13 +125,6 @@ def test_repository_without_safetensors(fake_hub: FakeHub, pythia: Path) -> None
     assert "has no safetensors weights" in refusal("pythia-70m")
 
 
-def test_repository_of_gguf_files(fake_hub: FakeHub, tmp_path: Path) -> None:
-    (tmp_path / "q").mkdir()
-    (tmp_path / "q" / "m.Q4_K_M.gguf").write_bytes(b"GGUF")
-    fake_hub.repositories["a/quantised"] = tmp_path / "q"
-    assert "fetch one of them (m.Q4_K_M.gguf) and give its path" in refusal("a/quantised")
-
-
 def test_no_space(fake_hub: FakeHub, pythia: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 1000
@@ -234,7 +143,7 @@ def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("huggingface_hub, with its retries, was asked")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", never)
-    monkeypatch.setattr(hub, "_get", never)
+    monkeypatch.setattr(hub_access, "fetch_file", never)
     text = refusal("pythia-410m")
     assert text.startswith("'pythia-410m' means EleutherAI/pythia-410m, which is not in the local Hub cache")
     assert "cannot be reached (Connection refused)" in text
@@ -246,8 +155,8 @@ def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hanging_name_lookup_does_not_hang_us(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr(hub, "PROBE_S", -0.9)
-    monkeypatch.setattr(hub, "_ask", lambda _url: release.wait(30))
+    monkeypatch.setattr(hub_access, "PROBE_S", -0.9)
+    monkeypatch.setattr(hub_access, "_ask", lambda _url: release.wait(30))
     try:
         assert "cannot be reached (no answer within" in refusal("pythia-410m")
     finally:

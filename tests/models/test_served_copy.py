@@ -49,9 +49,9 @@ def test_later_starts_read_only_the_copy(tmp_path: Path, monkeypatch: pytest.Mon
     read: list[Path | None] = []
     plain = read_model
 
-    def spy(plan: Any) -> Any:
+    def spy(plan: Any, progress: Any) -> Any:
         read.append(plan.tiles)
-        return plain(plan)
+        return plain(plan, progress)
 
     monkeypatch.setattr(fallback, "read_model", spy)
     later = loaded(folder)

@@ -14,6 +14,7 @@ from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.conversation import Conversation
 from streamchat.engine.engine import Engine
+from streamchat.engine.fetcher import Fetch, fetch_model
 from streamchat.models.load import LoadedModel
 from streamchat.store.store import Store
 from tests.support.tiny import tiny_model
@@ -82,6 +83,7 @@ def running(
     store: Path | None = None,
     session: str | None = None,
     audit: bool = False,
+    fetch: Fetch = fetch_model,
     **settings: Any,
 ) -> Iterator[Watched]:
     """An engine with these settings, saving into the database `store`; closed at the end."""
@@ -93,6 +95,7 @@ def running(
         open_store=None if store is None else lambda: Store(store),
         session=session,
         audit=audit,
+        fetch=fetch,
     )
     watched = Watched(engine)
     try:

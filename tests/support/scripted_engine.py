@@ -24,7 +24,10 @@ from typing import Any, assert_never
 
 from streamchat.base import events as ev
 from streamchat.base import requests as rq
+from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.progress import Progress
 from streamchat.config.settings import Settings, default_of
+from streamchat.engine.fetcher import Fetcher
 from tests.support.scripted_cache import ScriptedCache
 
 HEADER_TOKENS = 4
@@ -64,6 +67,7 @@ class ScriptedEngine:
         info: Changes to the `ModelInfo`, such as `{"name": "pythia-410m", "device": "cuda:0"}`.
         stuck: Ignores stop and close while a reply runs, as a thread inside a long kernel does.
         sample_s: Pause between `StatusSampled` while idle; 0 = none while idle.
+        hold_fetch: A fetch waits half-way for `release_fetch()` or a cancellation.
         speed: (time to first token, tokens a second) to tell instead of the real ones, for pictures.
     """
 
@@ -79,6 +83,7 @@ class ScriptedEngine:
         info: dict[str, Any] | None = None,
         stuck: bool = False,
         sample_s: float = 1.0,
+        hold_fetch: bool = False,
         speed: tuple[float, float] | None = None,
     ) -> None:
         self._settings = settings or Settings(cache_size=1024)
@@ -119,6 +124,9 @@ class ScriptedEngine:
         """What `Compact` answers."""
         self.sessions: dict[str, list[tuple[str, str]]] = {}
         """What `OpenSession` knows: turns by id."""
+        self._hold_fetch = hold_fetch
+        self._release_fetch = threading.Event()
+        self._fetcher = Fetcher(self._do_fetch, self.emit)
         self._speed: tuple[float | None, float | None] = (None, None)
         system_tokens = len(tokens_of(self._settings.system_prompt))
         self.cache = ScriptedCache(self._settings.cache_size, self._settings.num_sink_tokens, system_tokens)
@@ -158,12 +166,18 @@ class ScriptedEngine:
             self._thread.start()
 
     def send(self, request: rq.Request) -> None:
-        """Queue a request; `Stop` takes effect at once."""
+        """Queue a request; `Stop` and those of a fetch take effect at once."""
         self.sent.append(request)
         match request:
             case rq.Stop():
                 if self._running:
                     self._stop.set()
+                return
+            case rq.FetchModel(name):
+                self._fetcher.start(name)
+                return
+            case rq.CancelFetch():
+                self._fetcher.cancel()
                 return
             case rq.SetSystemPrompt(text):
                 self._settings = replace(self._settings, system_prompt=text)
@@ -215,7 +229,7 @@ class ScriptedEngine:
                 self.emit(ev.Notice(f"title changed to “{' '.join(text.split())}”"))
             case rq.OpenSession(session):
                 self._do_resume(session)
-            case rq.Stop():
+            case rq.Stop() | rq.FetchModel() | rq.CancelFetch():
                 pass
             case _:
                 assert_never(request)
@@ -227,6 +241,7 @@ class ScriptedEngine:
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything and end the thread; returns whether it ended in time."""
+        self._fetcher.cancel()
         self._closing.set()
         self._requests.put(lambda: None)
         if self._thread is None:
@@ -250,6 +265,10 @@ class ScriptedEngine:
     def release(self) -> None:
         """Let the held moment (loading or reply) go on."""
         self._release.set()
+
+    def release_fetch(self) -> None:
+        """Let the held fetch go on."""
+        self._release_fetch.set()
 
     def fail(self, message: str, *, title: str = "The engine failed", exit_code: int = 1) -> None:
         """Let the engine fail for good at its next step."""
@@ -511,6 +530,14 @@ class ScriptedEngine:
         self._do_clear()
         self.emit(ev.ModelReady(self._info(), load_s=0.5))
         self._sample()
+
+    def _do_fetch(self, name: str, progress: Progress) -> None:
+        if "missing" in name:
+            raise ModelNotFoundError(f"{name} is not a model")
+        progress(f"Fetching {name}", 0, 911_000_000, "bytes")
+        while self._hold_fetch and not self._release_fetch.wait(0.01):
+            progress(f"Fetching {name}", 455_500_000, 911_000_000, "bytes")
+        progress(f"Fetching {name}", 911_000_000, 911_000_000, "bytes")
 
     # --- small things -------------------------------------------------------------------------------------------
 

@@ -334,12 +334,13 @@ async def test_a_broken_theme_is_said_and_skipped(text: str, sentence: str) -> N
 
 
 async def test_another_model_without_a_restart() -> None:
+    Path("tiny").mkdir()  # not fetched first
     async with driving(ScriptedEngine(["one", Reply("two", hold_after=0), "three"])) as driver:
         await driver.ask("first")
         await driver.enter("second")
         await driver.until(lambda: len(driver.turns) == 2)
-        await driver.enter("/model pythia-70m")  # stops the reply first
-        await driver.until(lambda: driver.board.info and driver.board.info.name == "pythia-70m")
+        await driver.enter("/model ./tiny")  # stops the reply first
+        await driver.until(lambda: driver.board.info and driver.board.info.name == "./tiny")
         await driver.until(lambda: driver.turns == [])
         turn = await driver.ask("third")
         assert turn.number == 1
@@ -418,7 +419,7 @@ async def test_reasoning_while_it_streams() -> None:
 async def test_the_palette_has_every_command_that_needs_no_argument() -> None:
     async with driving(ScriptedEngine()) as driver:
         titles = {command.title for command in driver.app.get_system_commands(driver.app.screen)}
-        assert {"/pin", "/model", "/stats", "/set", "Context map", "Panel: Speed", "Editor", "Reasoning"} <= titles
+        assert {"/pin", "Models", "/stats", "/set", "Context map", "Panel: Speed", "Editor", "Reasoning"} <= titles
         assert "/read" not in titles
 
 
@@ -473,11 +474,12 @@ async def test_looking_on_there_is_no_input_and_nothing_to_change() -> None:
             "Stop the reply",
             "Recall",
             "Sessions",
+            "Models",
             "Editor",
             "/retry",
             "/undo",
         }
-        await pilot.press("x", "enter", "ctrl+r", "ctrl+l")
+        await pilot.press("x", "enter", "ctrl+r", "ctrl+l", "ctrl+n")
         assert app.screen is driver.chat
         engine.send(Submit("and again"))
         await driver.until(lambda: len(driver.turns) == 2)

@@ -406,9 +406,10 @@ async def test_a_command_during_an_edit_keeps_what_is_typed_meanwhile() -> None:
 
 
 async def test_messages_wait_for_another_model() -> None:
+    Path("tiny").mkdir()  # not fetched first
     engine = ScriptedEngine()
     async with driving(engine) as driver:
-        await driver.enter("/model pythia-70m")
+        await driver.enter("/model ./tiny")
         for text in ("alpha", "beta", "gamma"):
             await driver.enter(text)
         await driver.until(lambda: driver.finished == 3)

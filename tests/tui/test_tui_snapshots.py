@@ -22,6 +22,7 @@ import tests
 from streamchat.base.requests import Pin
 from streamchat.config.settings import Settings
 from tests.support.app_driver import Driver, driving
+from tests.support.model_lists import LIST
 from tests.support.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.slow
@@ -92,6 +93,18 @@ async def commands(driver: Driver) -> None:
     await driver.pilot.press("slash")
 
 
+async def models(driver: Driver) -> None:
+    """The list of models during a fetch."""
+    await driver.ask("What is there to see?")
+    await driver.enter("/model pythia-1b")
+    await driver.until(lambda: "50 %" in driver.chat.fetch_line.text)
+    driver.app.state.find_models = lambda info: LIST
+    await driver.pilot.press("ctrl+n")
+    await driver.until(lambda: "pythia-410m" in driver.screen_text)
+    await driver.pilot.press("down", "down")
+    driver.app.screen.query_one(Input).cursor_blink = False
+
+
 async def queued(driver: Driver) -> None:
     """A long queue: some messages are held, one is edited."""
     await driver.ask("What is there to see?")
@@ -111,6 +124,7 @@ SCENES: list[Callable[[Driver], Awaitable[None]]] = [
     help_screen,
     settings_screen,
     commands,
+    models,
     queued,
 ]
 SIZES = [(80, 24), (140, 40)]
@@ -161,7 +175,7 @@ async def test_pictures(scene: Callable[[Driver], Awaitable[None]], size: tuple[
         cache_size=256, num_sink_tokens=4, max_new_tokens=100, theme=theme, system_prompt="You answer briefly."
     )
     engine = ScriptedEngine(
-        [PLACES, CODE, LONG, LONG, THOUGHT, LONG], settings=settings, speed=(0.05, 42.0), sample_s=0
+        [PLACES, CODE, LONG, LONG, THOUGHT, LONG], settings=settings, speed=(0.05, 42.0), sample_s=0, hold_fetch=True
     )
     async with driving(engine, settings=settings, size=size) as driver:
         driver.board.clock = lambda: 0.0

@@ -19,7 +19,15 @@ from streamchat.base.events.cache import (
     TurnPinned,
 )
 from streamchat.base.events.event import Event
-from streamchat.base.events.model import EngineClosed, EngineFailed, ModelInfo, ModelLoading, ModelReady
+from streamchat.base.events.model import (
+    EngineClosed,
+    EngineFailed,
+    ModelFetched,
+    ModelFetching,
+    ModelInfo,
+    ModelLoading,
+    ModelReady,
+)
 from streamchat.base.events.session import (
     ConversationCleared,
     ConversationResumed,

@@ -22,6 +22,32 @@ class ModelLoading(Event):
 
 
 @dataclass(frozen=True)
+class ModelFetching(Event):
+    """Progress of fetching a model while the chat continues with another one."""
+
+    name: str
+    """As in `FetchModel`."""
+    stage: str
+    """Current step, as text: 'Fetching EleutherAI/pythia-410m'."""
+    done: int = 0
+    """Bytes (or steps) done."""
+    total: int = 0
+    """Total bytes (or steps); 0 = unknown."""
+    unit: Literal["bytes", ""] = ""
+
+
+@dataclass(frozen=True)
+class ModelFetched(Event):
+    """The fetch of a model has ended: the model can be loaded, or the fetch failed or was canceled."""
+
+    name: str
+    """As in `FetchModel`."""
+    error: str = ""
+    """Why it failed, as a sentence without a period; '' if it did not."""
+    canceled: bool = False
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """The loaded model, for status displays."""
 

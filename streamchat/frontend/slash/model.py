@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from streamchat.base.requests import SwitchModel
 from streamchat.frontend import file_access
+from streamchat.frontend.model_list import find_models, models_text
 from streamchat.frontend.model_names import complete_model
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
 
 
 def _model(context: SlashContext, argument: str) -> SlashResult:
     if argument:
-        _require_allowed(context, argument)
+        require_allowed(context, argument)
         context.engine.send(SwitchModel(argument))
         return SlashResult()
     info = context.board.info
     if info is None:
         return SlashResult(f"{context.engine.settings.model} is loading")
-    return SlashResult(f"{info.name} ({info.precision} on {info.device}), from {info.source}")
+    now = f"{info.name} ({info.precision} on {info.device}), from {info.source}"
+    return SlashResult(f"{now}\n\n{models_text(find_models(info))}\n\n/model NAME loads one and starts over.")
 
 
-def _require_allowed(context: SlashContext, argument: str) -> None:
+def require_allowed(context: SlashContext, argument: str) -> None:
     """Refuse local model paths, except the configured one, if file access is refused.
 
     Raises:
@@ -34,7 +36,7 @@ def _require_allowed(context: SlashContext, argument: str) -> None:
 MODEL = SlashCommand(
     "model",
     "[NAME]",
-    "show the model, or load another one and start over with it",
+    "list the models, or load one and start over with it",
     _model,
     complete=lambda context, argument: complete_model(argument),
     starts_over=bool,

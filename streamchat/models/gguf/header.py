@@ -1,4 +1,4 @@
-"""Reads the `general.*` metadata of a GGUF file, without torch, numpy or the tensors."""
+"""Reads scalars and strings of the metadata of a GGUF file, without torch, numpy or the tensors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,12 @@ class _Metadata:
 
 
 def read_general(path: Path) -> dict[str, Any]:
-    """Return the scalars and strings of `path` whose keys start with `general.`.
+    """Return the scalars and strings of `path` whose keys start with `general.`. Errors are those of `read_scalars`."""
+    return {key: value for key, value in read_scalars(path).items() if key.startswith("general.")}
+
+
+def read_scalars(path: Path) -> dict[str, Any]:
+    """Return all scalars and strings of the metadata of `path`.
 
     Raises:
         OSError: The file cannot be read.
@@ -84,17 +89,17 @@ def read_general(path: Path) -> dict[str, Any]:
             raise HeaderError("not a GGUF file of a known version")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                return _general(_Metadata(data))
+                return _scalars(_Metadata(data))
             except (struct.error, IndexError, OverflowError) as error:
                 raise HeaderError(f"the metadata are damaged ({error})") from error
 
 
-def _general(metadata: _Metadata) -> dict[str, Any]:
+def _scalars(metadata: _Metadata) -> dict[str, Any]:
     metadata.count()  # of tensors
     found = {}
     for _ in range(metadata.count()):
         key = metadata.string()
         value = metadata.value(metadata.number("I"))
-        if key.startswith("general.") and value is not None:
+        if value is not None:
             found[key] = value
     return found

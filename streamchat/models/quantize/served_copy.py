@@ -65,7 +65,7 @@ def with_copy(plan: LoadPlan, folder: Path, kernels: str, progress: Progress) ->
     compiled = load_kernels(kernels)
     if compiled is None or not is_complete(folder, plan.name, progress):
         return plan
-    return replace(plan, kernels=compiled, tiles=folder)
+    return replace(plan, kernels=compiled, tiles=folder, merged=True)
 
 
 def can_be_served(model: Any) -> bool:

@@ -34,6 +34,7 @@ class ImportedSession:
         # others are ignored, so that the import still works
         settings = about.get("settings")
         self.settings = valid_settings(settings, "the file") if isinstance(settings, dict) else {}
+        self.settings.pop("adapter", None)  # a path of another machine, to which this user did not agree
         self.model_name = _shown(_text(about, "model_name")) or self.model
         system = [message.text for message in transcript.messages if message.role == "system"]
         if system:

@@ -65,6 +65,7 @@ class ChatScreen(CommandScreen):
             with Vertical(id="main"):
                 yield self.conversation
                 yield self.queue_panel
+                yield self.fetch_line
                 yield self._composer
             yield StatusPanel(id="sidebar")
         yield StatusLine(id="status-line")
@@ -137,9 +138,14 @@ class ChatScreen(CommandScreen):
     async def _follow_up(self, event: ev.Event) -> None:
         """Update queue, input and the settings screen for an event."""
         self.state.settings.follow(event)
+        self.state.switch.apply(event)
         if isinstance(self.app.screen, SettingsScreen):
             self.app.screen.show_event(event)
         match event:
+            case ev.ModelFetching():
+                self.show_keys()
+            case ev.ModelFetched():
+                self.load_fetched()
             case ev.PrefillProgress(done=done, total=total):
                 self._reading = event if done < total else None
             case ev.ModelLoading():
@@ -206,11 +212,18 @@ class ChatScreen(CommandScreen):
         return self.can_stop if action == "stop" else True
 
     async def action_stop(self) -> None:
-        """End the edit of a queued message, if any; else stop the reply and hold the queued messages."""
+        """End the edit of a queued message; else stop the reply and hold the queued messages; else cancel the fetch."""
         if self._outbox.edited is not None:
             await self.end_edit()
+        elif self.state.switch.is_active and not self.has_work:
+            self.cancel_fetch()
         else:
             self.stop_reply()
+
+    def cancel_fetch(self) -> None:
+        """Cancel the fetch of a model."""
+        self.state.switch.cancel()
+        self.show_keys()
 
     def stop_reply(self) -> None:
         """Stop the reply and hold the queued messages."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from textual import on
 
@@ -18,6 +19,9 @@ from streamchat.tui.screens.sending import SendingScreen
 from streamchat.tui.screens.settings import SettingsScreen
 from streamchat.tui.widgets.lines import CommandOutput
 from streamchat.tui.widgets.prompt import Prompt
+
+if TYPE_CHECKING:
+    from streamchat.models.choices import ModelChoice
 
 
 class CommandScreen(SendingScreen):
@@ -105,6 +109,19 @@ class CommandScreen(SendingScreen):
 
         if not self.state.watching:
             self.app.push_screen(SessionsScreen(words, self.state.board.session), resume)
+
+    def action_models(self, words: str = "") -> None:
+        """Choose a model to load; one that must be fetched is fetched while the chat continues."""
+
+        from streamchat.tui.screens.models import ModelsScreen  # not at the start of the app
+
+        def load(choice: ModelChoice | None) -> None:
+            if choice is not None:
+                self.run_slash(f"/model {choice.name}")
+
+        if not self.state.watching:
+            info = self.state.board.info
+            self.app.push_screen(ModelsScreen(lambda: self.state.find_models(info), words), load)
 
     def action_settings(self, words: str = "") -> None:
         """Show and change all settings."""

@@ -25,6 +25,8 @@ from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.text import Verbatim
 
 LIMIT = 100
+MAX_ROWS = 24
+"""Maximum height of the list."""
 PAUSE_S = 0.15
 """Seconds without a key press before the store is queried."""
 
@@ -66,6 +68,8 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
     """Message if nothing is found; `{words}` are the words."""
     NO_WORDS: ClassVar[str]
     """Message if nothing is found without words."""
+    OTHER_ROWS: ClassVar[int] = 5
+    """Rows of the panel besides the list: border, words, and space."""
     BINDINGS: ClassVar[list[BindingType]] = [
         bind("finder.close", "dismiss", priority=True),
         bind("finder.up", "move(-1)", priority=True),
@@ -77,12 +81,23 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
     def __init__(self, words: str = "", here: str | None = None) -> None:
         super().__init__()
         self._words, self._here = words, here
+        self._searched = words
+        """The words of the list that is shown."""
         self._rows: list[Any] = []
         """The objects behind the rows of the list."""
 
     def find_rows(self, store: Store, words: str) -> list[Row]:
-        """Search for `words`, best match first; sets `_rows`."""
+        """Search the store for `words`, best match first; sets `_rows`."""
         raise NotImplementedError
+
+    def find(self, words: str) -> tuple[list[Text], str]:
+        """Search for `words`; sets `_rows`. Returns the drawn rows, and what the user must know if there are none."""
+        try:
+            with Store() as store:
+                rows = [row.render() for row in self.find_rows(store, words)]
+        except StoreError as error:
+            return [], str(error)
+        return rows, "" if rows else (self.NO_MATCH if words.strip() else self.NO_WORDS).format(words=words)
 
     def key_hints(self) -> str:
         """Key hints for the lower border."""
@@ -94,8 +109,16 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
             panel.border_title = self.TITLE
             panel.border_subtitle = self.key_hints()
             yield Input(self._words, placeholder=self.ASK, id="words", select_on_focus=False)
+            yield Verbatim("", id="headings")
             yield OptionList(id="rows")
             yield Verbatim("", id="nothing")
+            yield Verbatim("", id="details")
+
+    def on_resize(self) -> None:
+        """Limit the height of the list, so that all of the panel is on the screen."""
+        self.query_one(OptionList).styles.max_height = max(
+            3, min(MAX_ROWS, self.size.height * 4 // 5 - self.OTHER_ROWS)
+        )
 
     def on_mount(self) -> None:
         """Search at once with the initial words."""
@@ -115,20 +138,15 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
 
     def search(self) -> None:
         """Update the list."""
-        rows, problem = list[Row](), ""
-        try:
-            with Store() as store:
-                rows = self.find_rows(store, self.words)
-        except StoreError as error:
-            problem = str(error)
+        self._searched = self.words
+        rows, problem = self.find(self._searched)
         listed = self.query_one(OptionList)
         listed.clear_options()
-        listed.add_options([Option(row.render()) for row in rows])
+        listed.add_options([Option(row) for row in rows])
         listed.highlighted = 0 if rows else None
         listed.display = bool(rows)
         note = self.query_one("#nothing", Verbatim)
-        empty = (self.NO_MATCH if self.words.strip() else self.NO_WORDS).format(words=self.words)
-        note.show(one_line(problem) or ("" if rows else empty))
+        note.show(one_line(problem))
         note.display = not rows
 
     @property
@@ -147,6 +165,8 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
     @on(Input.Submitted)
     def _accepted(self, message: OptionList.OptionSelected | Input.Submitted) -> None:
         message.stop()
+        if self.words != self._searched:  # Enter came within the pause after the last letter
+            self.search()
         self.accept()
 
     def accept(self) -> None:

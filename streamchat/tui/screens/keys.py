@@ -16,6 +16,7 @@ CHAT_KEYS: list[BindingType] = [
     bind("chat.sidebar", "toggle_sidebar", priority=True, show=True),
     bind("chat.recall", "recall", priority=True),
     bind("chat.sessions", "sessions", priority=True),
+    bind("chat.models", "models", priority=True),
     bind("chat.settings", "settings", priority=True),
     bind("chat.thoughts", "toggle_thoughts", priority=True),
     bind("chat.follow", "follow", priority=True),

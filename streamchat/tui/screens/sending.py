@@ -16,6 +16,7 @@ from streamchat.tui.narrator import Narrator
 from streamchat.tui.screens.reading import ReadingScreen
 from streamchat.tui.state import ChatState
 from streamchat.tui.widgets.composer import Composer
+from streamchat.tui.widgets.fetch_line import FetchLine
 from streamchat.tui.widgets.prompt import Prompt
 from streamchat.tui.widgets.queue_panel import QueuePanel
 
@@ -29,6 +30,7 @@ class SendingScreen(ReadingScreen):
         self._outbox = state.outbox
         self._composer = Composer(state)
         self.queue_panel = QueuePanel()
+        self.fetch_line = FetchLine()
         self._narrator = Narrator(self.conversation, self._toast_unseen)
         self._keys_shown: tuple[Phase, bool] | None = None
 
@@ -60,9 +62,17 @@ class SendingScreen(ReadingScreen):
         self.toast(f"the engine has stopped; press {hint(self.app, 'app.quit')} to quit", "error")
 
     async def engine_idle(self) -> None:
-        """Send the next message: the turn, the command or the loading has ended."""
+        """Load the fetched model, or send the next message: the turn, the command or the loading has ended."""
         self._outbox.idle()
+        self.load_fetched()
         await self.advance()
+
+    def load_fetched(self) -> None:
+        """Load the model that was fetched, if there is one and the engine is idle."""
+        if self.state.switch.is_due and self._outbox.phase is Phase.IDLE:
+            self.state.switch.load_fetched()
+            self._outbox.loading()
+        self.show_keys()
 
     async def advance(self) -> None:
         """Send the first queued message if it is due, and show the queue."""
@@ -94,8 +104,13 @@ class SendingScreen(ReadingScreen):
         self.show_keys()
 
     def show_keys(self) -> None:
-        """Show the keys that work now. The footer is redrawn only if they changed: that costs as much as a frame."""
+        """Show the keys that work now, and the model that is being fetched.
+
+        The footer is redrawn only if they changed: that costs as much as a frame.
+        """
         self._composer.show_hint()
+        can_cancel = not self.has_work and self._outbox.edited is None
+        self.fetch_line.show_switch(self.state.switch, can_cancel=can_cancel)
         state = (self._outbox.phase, self.can_stop)
         if state != self._keys_shown:
             self._keys_shown = state
@@ -103,8 +118,13 @@ class SendingScreen(ReadingScreen):
 
     @property
     def can_stop(self) -> bool:
-        """Whether Esc does something: a reply runs, messages are sent on their own, or one of them is edited."""
-        return self._outbox.phase is Phase.REPLYING or self._outbox.waiting > 0 or self._outbox.edited is not None
+        """Whether Esc does something: stop a reply or a fetch, hold messages that are sent, or end the edit of one."""
+        return self.has_work or self._outbox.edited is not None or self.state.switch.is_active
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a reply runs, or messages are sent on their own."""
+        return self._outbox.phase is Phase.REPLYING or self._outbox.waiting > 0
 
     def _toast_unseen(self, text: str, level: str) -> None:
         """Repeat a line of the conversation as a toast if its end is not on the screen."""
