@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import ConfigError, ExitCode
@@ -16,7 +17,8 @@ from streamchat.base.thinking import plain_text
 from streamchat.commands import session_files, session_import
 from streamchat.commands.session_files import print_line
 from streamchat.frontend.messages import session_line
-from streamchat.sessions.transcripts.export import export, turn_visibility, write_export
+from streamchat.sessions.transcripts.context import turn_visibility
+from streamchat.sessions.transcripts.export import FORMATS, export, write_export
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.restore import empty_database_notice
@@ -55,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     deleting.add_argument("--keep-backups", action="store_true", help="do not delete it from the backups")
     exporting = one("export", "export a session to a file or stdout")
     exporting.add_argument(
-        "--format", choices=("markdown", "jsonl", "replay"), default="markdown", help="default: markdown"
+        "--format", choices=tuple(FORMATS.values()), help="default: by the name of FILE, else markdown"
     )
     exporting.add_argument("-o", "--output", metavar="FILE", help="new file (default: stdout)")
     importing = actions.add_parser("import", help="import conversations of streamchat or another program")
@@ -185,7 +187,7 @@ def _rename(store: Store, info: SessionInfo, title: str) -> None:
 
 def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
     session = _load(store, info)
-    text = export(session, args.format)
+    text = export(session, args.format or FORMATS.get(Path(args.output or "").suffix.lower(), "markdown"))
     if args.output:
         write_export(user_path(args.output), text)
         count = len(session.turns)
