@@ -166,7 +166,7 @@ def from_arguments(given: Mapping[str, Any]) -> Configuration:
     for name in given:
         if name not in setting_fields():
             hint = did_you_mean(name, setting_fields())
-            raise ConfigError(f"{name[:80]} is not a setting{hint or '; `streamchat config` lists them all'}")
+            raise ConfigError(f"{origins[name][:80]}: unknown setting{hint or '; `streamchat config` lists them all'}")
     values = {name: check_value(name, value, origins[name]) for name, value in given.items()}
     _refuse_two_budgets(values, origins)
     settings = Settings(**values)

@@ -152,7 +152,7 @@ def test_undo_pin_clear_retry_and_set(real: Scripts) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"cache_sise": 64}, "; did you mean cache_size?"),
+        ({"cache_sise": 64}, "argument cache_sise: unknown setting; did you mean cache_size?"),
         ({"cache_size": 8}, "argument cache_size: cache_size = 8 is not valid; it must be at least 16"),
         ({"cache_size": "64"}, "argument cache_size: cache_size must be a whole number"),
         ({"cache_size": 64, "compression_ratio": 0.5}, "both set the cache budget; give one of them"),
