@@ -27,6 +27,7 @@ from streamchat.base.sanitize import one_line
 from streamchat.config.keymap import BY_ID
 from streamchat.config.loader import Configuration
 from streamchat.engine.protocol import ChatEngine
+from streamchat.frontend.outbox import Phase
 from streamchat.frontend.window_title import WindowTitle
 from streamchat.telemetry import log_file
 from streamchat.telemetry.memory import free_unused
@@ -87,7 +88,7 @@ class StreamchatApp(App[int]):
         self._leaving = Leaving(self, engine, self._bridge)
         self._collections = CollectionPace()
         self._attention = AttentionCall(
-            lambda: engine.settings, lambda: not self.app_focus and not self.state.outbox.waiting
+            lambda: engine.settings, lambda: not self.app_focus and self.state.outbox.phase is Phase.IDLE
         )
 
     def get_driver_class(self) -> type[Driver]:
