@@ -55,7 +55,7 @@ async def test_the_app_writes_the_codes(monkeypatch: pytest.MonkeyPatch) -> None
     written: list[str] = []
     monkeypatch.setattr(StreamchatApp, "write_code", lambda app, code: written.append(code))
     monkeypatch.setenv("TERM", "xterm-256color")
-    replies = ["one", Reply("two words", hold_after=1), "three", "four"]
+    replies: list[Reply | str] = ["one", Reply("two words", hold_after=1), "three", "four"]
     engine = ScriptedEngine(replies, settings=Settings(notify="bell", notify_after_s=0.0))
     async with driving(engine) as driver:
         await driver.ask("here")
