@@ -92,7 +92,19 @@ class Chat:
         **settings: rq.SettingValue,
     ) -> None:
         given = settings if model == "default" else {"model": model, **settings}
-        self._configuration = _configuration(given)
+        self._start(_configuration(given), session, save=save, trust_model=trust_model)
+
+    @classmethod
+    def from_configuration(cls, configuration: Configuration, *, save: bool) -> Chat:
+        """Return a chat with all settings of a command line."""
+        chat = cls.__new__(cls)
+        chat._start(configuration, None, save=save)
+        return chat
+
+    def _start(
+        self, configuration: Configuration, session: str | None, *, save: bool, trust_model: bool = False
+    ) -> None:
+        self._configuration = configuration
         found, agreed = (None, "") if session is None else self._found(session, trust_model)
         self._inbox = Inbox()
         self._engine: ChatEngine = Engine(
