@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -36,6 +36,8 @@ from streamchat.store.store import Store
 
 T = TypeVar("T")
 INVALID_PARAMS, INTERNAL_ERROR = -32602, -32603
+ANSWER_S = 0.05
+"""Time to answer `initialize` before loading the model slows this thread down."""
 NEW_TITLE = "New conversation"
 
 
@@ -49,7 +51,7 @@ class StreamchatAgent:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="streamchat-acp")
-        self._loading = self._worker.submit(Chat.from_configuration, configuration, save=True)
+        self._loading: Future[Chat] | None = None
         self._client: Client | None = None
         self._turns = asyncio.Lock()
         """Held by the prompt that is in progress."""
@@ -64,7 +66,8 @@ class StreamchatAgent:
         self._client = conn
 
     async def initialize(self, protocol_version: int, *_: Any, **__: Any) -> InitializeResponse:
-        """Say what this agent can do. The model is loaded meanwhile."""
+        """Say what this agent can do, then load the model."""
+        asyncio.get_running_loop().call_later(ANSWER_S, self._load)
         return InitializeResponse(
             protocol_version=PROTOCOL_VERSION,
             agent_capabilities=AgentCapabilities(
@@ -107,7 +110,7 @@ class StreamchatAgent:
         if session_id != self._running:
             return
         self._cancelled.add(session_id)
-        if self._loading.done():
+        if self._loading is not None and self._loading.done():
             with suppress(StreamchatError):
                 self._loading.result().stop()
 
@@ -154,6 +157,12 @@ class StreamchatAgent:
         chat.open(session)
         return session
 
+    def _load(self) -> Future[Chat]:
+        """Start to load the model, if that has not started; return the chat of the future."""
+        if self._loading is None:
+            self._loading = self._worker.submit(Chat.from_configuration, self._configuration, save=True)
+        return self._loading
+
     async def _call(self, function: Callable[[Chat], T]) -> T:
         """Run a function of the chat on its thread.
 
@@ -162,7 +171,8 @@ class StreamchatAgent:
         """
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._worker, lambda: function(self._loading.result()))
+            chat = await asyncio.shield(asyncio.wrap_future(self._load()))
+            return await loop.run_in_executor(self._worker, function, chat)
         except (ConfigError, SessionError) as error:
             raise RequestError(INVALID_PARAMS, str(error)) from error
         except StreamchatError as error:
@@ -175,6 +185,8 @@ class StreamchatAgent:
     async def close(self) -> None:
         """Stop the reply, close the chat, and delete the sessions that got no turn."""
         with suppress(StreamchatError):
+            if self._loading is None:
+                return
             chat = await asyncio.wrap_future(self._loading)
             chat.stop()
             await asyncio.get_running_loop().run_in_executor(self._worker, chat.close)

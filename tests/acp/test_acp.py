@@ -69,6 +69,7 @@ def block(text: str) -> Any:
     return acp.text_block(text)
 
 
+@pytest.mark.slow
 async def test_prompts_stream_and_a_session_is_loaded_elsewhere(tmp_path: Path) -> None:
     async with editing() as editor:
         conn = editor.conn
@@ -114,6 +115,7 @@ async def test_prompts_stream_and_a_session_is_loaded_elsewhere(tmp_path: Path) 
         assert store.find(session).turns == 8
 
 
+@pytest.mark.slow
 async def test_a_reply_is_cancelled_and_the_session_continues(tmp_path: Path) -> None:
     async with editing("--max-new-tokens", "1000000", "--temperature", "0", ENDLESS="1") as editor:
         session = (await editor.conn.new_session(cwd=str(tmp_path), mcp_servers=[])).session_id
@@ -128,6 +130,7 @@ async def test_a_reply_is_cancelled_and_the_session_continues(tmp_path: Path) ->
                 assert store.find(session).turns == number
 
 
+@pytest.mark.slow
 async def test_a_model_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
     editor = Editor()
     arguments = ("-m", "streamchat", "acp", "--model", "./missing.gguf")
