@@ -100,7 +100,8 @@ def configuration_page() -> str:
         "| `STREAMCHAT_CONFIG` | the configuration file, like `--config` |",
         "| `STREAMCHAT_DEBUG` | any value except 0: show tracebacks of errors, like `--debug` |",
         "| `STREAMCHAT_TRACE` | file for startup trace events; `streamchat bench --startup` sets it |",
-        "| `NO_COLOR` | any value: no colors |",
+        "| `NO_COLOR` | any value but the empty one: no colors; wins over `FORCE_COLOR` |",
+        "| `FORCE_COLOR` | any value but the empty one, 0 and false: colored charts also in files and pipes |",
         "| `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | as for all Hugging Face programs |",
     ]
     return "\n".join(lines) + "\n"

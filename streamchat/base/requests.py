@@ -146,6 +146,14 @@ class OpenSession:
 
 
 @dataclass(frozen=True)
+class Save:
+    """Save the conversation from now on, if nothing is saved yet: `SessionOpened` once it has a turn.
+
+    A `Notice` of level 'error' gives the reason why not.
+    """
+
+
+@dataclass(frozen=True)
 class SetTitle:
     """Change the title of the saved session: a `Notice`, of level 'warning' with the reason if it cannot be changed."""
 
@@ -169,6 +177,7 @@ Request = (
     | CancelFetch
     | CountTokens
     | OpenSession
+    | Save
     | SetTitle
 )
 """Every request. `Owner.handle` must have a case for each; mypy reports a missing one."""

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamchat.base.colors import wants_color
 from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.paths import user_path
 
@@ -72,7 +73,7 @@ def print_page(page: Page, args: argparse.Namespace, folder: Path | None, *, jso
     width = shutil.get_terminal_size((100, 24)).columns
     parts = [as_text(page, width)]
     if sys.stdout.isatty() if args.charts is None else args.charts:
-        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        color = wants_color(os.environ, is_terminal=sys.stdout.isatty())
         encoding = sys.stdout.encoding or "utf-8"
         parts += [terminal.text_of(picture, width, color=color, encoding=encoding) for picture in page.pictures]
     if folder is not None:

@@ -32,6 +32,7 @@ COMMANDS = (
     "doctor",
     "config",
     "completion",
+    "acp",
 )
 """Modules of `streamchat.commands`, each a `Command`, in help order."""
 

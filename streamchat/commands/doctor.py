@@ -215,7 +215,18 @@ def _free_of(free: int | None, total: int) -> str:
 
 def _terminal(configuration: Configuration) -> Rows:
     size = shutil.get_terminal_size()
-    variables = ("TERM", "COLORTERM", "NO_COLOR", "TMUX", "SSH_CONNECTION", "LC_ALL", "LC_CTYPE", "LANG")
+    variables = (
+        "TERM",
+        "COLORTERM",
+        "NO_COLOR",
+        "FORCE_COLOR",
+        "TERM_PROGRAM",
+        "TMUX",
+        "SSH_CONNECTION",
+        "LC_ALL",
+        "LC_CTYPE",
+        "LANG",
+    )
     rows: Rows = {
         "stdin": _stream_kind(sys.stdin),
         "stdout": _stream_kind(sys.stdout),

@@ -5,24 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import ConfigError, ExitCode, StoreError
+from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import human_when, plural
 from streamchat.base.jsonlines import json_line
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line, printable
 from streamchat.base.thinking import plain_text
-from streamchat.commands import session_files
+from streamchat.commands import session_files, session_import
 from streamchat.commands.session_files import print_line
 from streamchat.frontend.messages import session_line
-from streamchat.sessions.transcripts.export import export, turn_visibility, write_export
-from streamchat.sessions.transcripts.imported import ImportedSession, read_sessions
-from streamchat.sessions.transcripts.messages import counted
+from streamchat.sessions.transcripts.context import turn_visibility
+from streamchat.sessions.transcripts.export import FORMATS, export, write_export
 from streamchat.store.lock import is_open
-from streamchat.store.records import ModelIdentity, SessionInfo, StoredSession
+from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.restore import empty_database_notice
 from streamchat.store.store import Store
 
@@ -59,14 +57,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     deleting.add_argument("--keep-backups", action="store_true", help="do not delete it from the backups")
     exporting = one("export", "export a session to a file or stdout")
     exporting.add_argument(
-        "--format", choices=("markdown", "jsonl", "replay"), default="markdown", help="default: markdown"
+        "--format", choices=tuple(FORMATS.values()), help="default: by the name of FILE, else markdown"
     )
     exporting.add_argument("-o", "--output", metavar="FILE", help="new file (default: stdout)")
     importing = actions.add_parser("import", help="import conversations of streamchat or another program")
     importing.add_argument(
         "file", metavar="FILE", help="an export of streamchat or ChatGPT, or JSON in the format of OpenAI or ShareGPT"
     )
-    importing.add_argument("--all", action="store_true", help="import every conversation of the file as a session")
+    which = importing.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="import every conversation of the file as a session")
+    which.add_argument(
+        "--pick", action="append", metavar="N|TITLE", help="import conversation N, or those with this in the title"
+    )
+    which.add_argument("--list", action="store_true", help="list the conversations of the file, and import none")
     actions.add_parser("backups", help="list the backups of the database")
     actions.add_parser("repair", help="rebuild the indexes of the database")
     restoring = actions.add_parser("restore-backup", help="move the database aside and replace it with a backup")
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             case "export":
                 _export(store, store.find(args.id), args)
             case "import":
-                _import(store, user_path(args.file), every=args.all)
+                session_import.run(store, user_path(args.file), args)
             case _:
                 _list(store, args)
     return ExitCode.OK
@@ -184,7 +187,7 @@ def _rename(store: Store, info: SessionInfo, title: str) -> None:
 
 def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
     session = _load(store, info)
-    text = export(session, args.format)
+    text = export(session, args.format or FORMATS.get(Path(args.output or "").suffix.lower(), "markdown"))
     if args.output:
         write_export(user_path(args.output), text)
         count = len(session.turns)
@@ -195,25 +198,3 @@ def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
     else:  # UTF-8 in every locale, since the file may be shared
         sys.stdout.flush()
         sys.stdout.buffer.write(text.encode())
-
-
-def _import(store: Store, path: Path, *, every: bool) -> None:
-    sessions = read_sessions(path)
-    if len(sessions) > 1 and not every:
-        raise StoreError(
-            f"{path} has {len(sessions):,} conversations; --all imports each as a session; nothing was imported"
-        )
-    for imported in sessions:
-        session = _save(store, imported)
-        turns = plural(len(imported.turns), "turn was", "turns were")
-        print_line(f"{session}: {turns} imported; `streamchat --resume {session}` resumes it.")
-    skipped = sum((imported.skipped for imported in sessions), Counter[str]())
-    if skipped:
-        session_files.warn(f"only text can be imported; skipped: {counted(skipped)}")
-
-
-def _save(store: Store, imported: ImportedSession) -> str:
-    # without fingerprints: its texts are tokenized, and saved ids ignored
-    session = store.create(imported.title, ModelIdentity(imported.model, imported.model_name), imported.settings)
-    store.write(session, turns=imported.turns)
-    return session

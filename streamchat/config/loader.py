@@ -36,6 +36,8 @@ ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG", "STREAMCHAT_DEBUG", "STREAM
 
 SESSION_ORIGIN = "session "
 """Prefix of the origin of a setting that a resumed session brings."""
+ARGUMENT_ORIGIN = "argument "
+"""Prefix of the origin of a setting that a Python program gives."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,24 @@ def load(
     settings = Settings(**values)
     _check_together(settings, origins)
     return Configuration(settings, origins, files[-1] if files else None, changed_keys, use)
+
+
+def from_arguments(given: Mapping[str, Any]) -> Configuration:
+    """Check settings that a Python program gives; files and the environment are not read.
+
+    Raises:
+        ConfigError: A setting is unknown, or its value is wrong.
+    """
+    origins = {name: f"{ARGUMENT_ORIGIN}{name}" for name in given}
+    for name in given:
+        if name not in setting_fields():
+            hint = did_you_mean(name, setting_fields())
+            raise ConfigError(f"{origins[name][:80]}: unknown setting{hint or '; `streamchat config` lists them all'}")
+    values = {name: check_value(name, value, origins[name]) for name, value in given.items()}
+    _refuse_two_budgets(values, origins)
+    settings = Settings(**values)
+    _check_together(settings, origins)
+    return Configuration(settings, origins)
 
 
 def flag_of(name: str) -> str:

@@ -24,6 +24,7 @@ OnFull = Literal["evict", "stop"]
 Speculation = Literal["auto", "off"]
 LoopGuard = Literal["auto", "on", "off"]
 Thinking = Literal["collapse", "show", "hide"]
+Notify = Literal["auto", "bell", "off"]
 Save = Literal["chats", "always", "never"]
 
 
@@ -317,6 +318,17 @@ class Settings:
         choices=get_args(Thinking),
         live=True,
     )
+    notify: Notify = _INTERFACE.harmless(
+        "auto",
+        "How the app reports the end of a long reply if the terminal has no focus: auto notifies if the terminal is "
+        "known to do that, else rings the bell",
+        choices=get_args(Notify),
+        live=True,
+    )
+    notify_after_s: float = _INTERFACE.harmless(
+        10.0, "Seconds that a reply must take for its end to be reported", minimum=0, live=True, metavar="SECONDS"
+    )
+    window_title: bool = _INTERFACE.harmless(True, "Show model and state in the title of the terminal window")
     history: bool = _INTERFACE.sensitive(True, "Keep input history across restarts")
     metrics_port: int = _INTERFACE.sensitive(
         0,

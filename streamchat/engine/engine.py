@@ -41,6 +41,7 @@ class Engine:
         session: The saved session to resume; None starts a new one.
         agreed_model: The model that the user agreed to load for it, if only an imported file named it.
         audit: Emit `CacheAudited` with every event that may change the cache.
+        save_later: Save nothing until a `Save` or `OpenSession`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Engine:
         session: str | None = None,
         agreed_model: str = "",
         audit: bool = False,
+        save_later: bool = False,
     ) -> None:
         publish: Callable[[ev.Event], None] = self.publish
         if audit:
@@ -60,7 +62,7 @@ class Engine:
 
             publish = Auditor(self.publish, lambda: self._owner.conversation)
         self._jobs = JobQueue()
-        self._owner = Owner(configuration, load, publish, self._progress, open_store, self._jobs)
+        self._owner = Owner(configuration, load, publish, self._progress, open_store, self._jobs, save_later=save_later)
         self._fetcher = Fetcher(fetch, self.publish)
         self._session, self._agreed_model = session, agreed_model
         self._sinks: list[Callable[[ev.Event], None]] = []

@@ -247,17 +247,21 @@ class ModelHost:
             session: Session id.
             agreed_model: The model that the user agreed to load, if only an imported file named it.
         """
-        if self._archive.recorder is None:
+        was_saved = self._archive.recorder is not None
+        if not was_saved and not self._archive.can_save:
             self._emit(ev.Notice("Sessions are not saved in this run, so none can be opened.", "error"))
             return
-        if session == self._archive.session:
+        if was_saved and session == self._archive.session:
             self._emit(ev.Notice(f"The session {session} is already open."))
             return
         previous = self.started
         self._archive.flush_and_snapshot(previous)
         try:
+            self._archive.open(required=True)
             self._open_session(session, agreed_model)
         except Exception as error:
+            if not was_saved:
+                self._archive.close()
             _log.warning("opening %r failed", session, exc_info=True)
             known = isinstance(error, StreamchatError)
             what = str(error) if known else f"{session} could not be opened ({describe_unexpected(error)})"

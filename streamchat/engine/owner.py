@@ -35,6 +35,7 @@ class Owner:
         progress: Reports the progress of loading; may raise to stop it.
         open_store: Opens the store; None if nothing is saved.
         jobs: The queue that the jobs for `handle` come from.
+        save_later: Save nothing until a `Save` or `OpenSession`.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Owner:
         progress: Progress,
         open_store: OpenStore | None,
         jobs: JobQueue,
+        *,
+        save_later: bool = False,
     ) -> None:
         self._publish = publish
-        self.archive = Archive(open_store, publish)
+        self.archive = Archive(open_store, publish, is_deferred=save_later)
         self.host = ModelHost(configuration, load, self.archive, self._emit, progress)
         self.status = StatusSampler(self.host, jobs, self.archive, publish)
         self._turns = TurnRunner(self.host, jobs, self.archive, self.status, self._emit)
@@ -96,6 +99,8 @@ class Owner:
                 self.host.switch_model(name)
             case rq.OpenSession(session, agreed_model):
                 self.host.open_session(session, agreed_model)
+            case rq.Save():
+                self.archive.start_saving(self.host.active)
             case rq.SetTitle(text):
                 self.archive.set_title(text)
             case rq.CountTokens(text):

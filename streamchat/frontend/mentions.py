@@ -162,7 +162,12 @@ def file_block(name: str, text: str) -> str:
 
 def mention_of(path: str) -> str:
     """`@path`, quoted if necessary."""
-    return f'@"{path}"' if re.search(r"\s", path) else f"@{path}"
+    return f"@{quoted(path)}"
+
+
+def quoted(path: str) -> str:
+    """The path, in quotes if it has spaces."""
+    return f'"{path}"' if re.search(r"\s", path) else path
 
 
 def split_path(argument: str) -> tuple[str, str]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
 from streamchat.base import events as ev
 from streamchat.base.formatting import human_bytes, human_count, human_seconds, human_speed, human_when, plural
 from streamchat.base.sanitize import one_line
 from streamchat.base.thinking import THINK, split, word_count
 from streamchat.frontend.status_table import cache_short
+from streamchat.sessions.transcripts.messages import counted
 from streamchat.store.records import SearchHit, SessionInfo
+
+if TYPE_CHECKING:  # only an import needs it
+    from streamchat.sessions.transcripts.imported import ImportedSession
 
 EXCERPT_WORDS = 24
 QUOTE_REPLY = "Noted."
@@ -169,6 +177,24 @@ def resumed_sentence(event: ev.ConversationResumed) -> str:
     seconds = human_seconds(event.seconds)
     how = "prefilled again" if event.prefilled else f"restored in {seconds} without prefill"
     return f"“{title}” ({event.session}) resumed at turn {len(event.turns)}; {cached} cached, {how}."
+
+
+def imported_lines(numbered: Iterable[tuple[int, ImportedSession]]) -> Iterator[str]:
+    """One line for each conversation of a file: its number, turns and title."""
+    for number, session in numbered:
+        yield f"{number:>4}. {plural(len(session.turns), 'turn'):>11}  {one_line(session.title)}"
+
+
+def imported_sentence(session: str, imported: ImportedSession) -> str:
+    """What was imported as `session`, without how to resume it."""
+    turns = plural(len(imported.turns), "turn was", "turns were")
+    return f"{session}: {turns} imported, “{one_line(imported.title)}”"
+
+
+def skipped_sentence(sessions: Iterable[ImportedSession]) -> str:
+    """What an import skipped; '' for nothing."""
+    skipped = sum((imported.skipped for imported in sessions), Counter[str]())
+    return f"only text can be imported; skipped: {counted(skipped)}" if skipped else ""
 
 
 def session_line(info: SessionInfo, now: float) -> str:

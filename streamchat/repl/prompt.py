@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from streamchat.frontend.slash.session_commands import turn_done
 from streamchat.frontend.status import StatusBoard
 from streamchat.frontend.suspend import stop_process
 from streamchat.frontend.typed_history import TypedHistory
+from streamchat.frontend.window_title import WindowTitle
 from streamchat.repl.failure import report_failure
 from streamchat.repl.history import PromptToolkitHistory
 from streamchat.repl.keys import interrupt_character
@@ -69,6 +71,7 @@ class Prompt:
         self._board = StatusBoard()
         self._narrator = Narrator(lambda: engine.settings.thinking)
         self._terminal = Terminal()
+        self._title = WindowTitle(os.environ, is_on=configuration.settings.window_title)
         self._progress = ProgressLine(sys.stderr)
         self._registry = default_registry()
         self._context = SlashContext(engine, self._board)
@@ -104,6 +107,7 @@ class Prompt:
             loop.call_soon_threadsafe(self._signalled, number)
 
         unsubscribe = self._engine.subscribe(forward)
+        self._terminal.code(self._title.begin())
         try:
             with on_signals((signal.SIGINT, *STOP_SIGNALS, *ENDING_SIGNALS), on_signal):
                 await self._converse()
@@ -118,6 +122,7 @@ class Prompt:
             return 128 + self._ended_by
         finally:
             unsubscribe()
+            self._terminal.code(self._title.end())
         return ExitCode.OK
 
     async def _converse(self) -> None:
@@ -200,6 +205,7 @@ class Prompt:
 
     def _on_event(self, event: ev.Event) -> None:
         self._board.apply(event)
+        self._terminal.code(self._title.after(event))
         if isinstance(event, ev.ModelLoading):
             self._progress.show(event)
             self._loading = self._answered = True
@@ -266,8 +272,10 @@ class Prompt:
     def _suspend(self) -> None:
         """Suspend the process (SIGTSTP), at the prompt or during a reply."""
         if self._input is None or not self._input.suspend():
+            self._terminal.code(self._title.end())
             with as_before(self._modes):
                 stop_process()
+            self._terminal.code(self._title.begin())
 
     def _leave(self, number: int) -> None:
         self._ended_by = number

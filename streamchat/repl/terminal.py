@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 from streamchat.base.ascii_text import in_encoding
 from streamchat.base.sanitize import printable
 from streamchat.frontend.presenter import Line
+from streamchat.frontend.terminal_codes import LinkStream, supports_osc
 
 Modes = list[Any]
 """As returned by `termios.tcgetattr`."""
@@ -44,6 +46,7 @@ class Terminal:
     def __init__(self) -> None:
         self._dumb = is_dumb_terminal()
         self._labelled = False
+        self._links = LinkStream() if sys.stdout.isatty() and supports_osc(os.environ) else None
 
     def show(self, piece: Line) -> None:
         """Write one piece. Safe while a prompt is active: prompt-toolkit redraws it below."""
@@ -57,12 +60,24 @@ class Terminal:
             self.line(piece.text)
         elif piece.kind not in ("reply", "end"):
             self.line(piece.text, piece.kind)
-        elif piece.text:
+        elif text := self._with_links(piece):
             if not self._labelled:
                 self.line(REPLY_LABEL, "model", end="")
-            sys.stdout.write(piece.text)
+            sys.stdout.write(text)
             sys.stdout.flush()
         self._labelled = piece.kind == "reply" or (self._labelled and piece.kind != "end")
+
+    def _with_links(self, piece: Line) -> str:
+        """Return a piece of a reply with web addresses as links; the end of one may be held back."""
+        if self._links is None:
+            return piece.text
+        return self._links.feed(piece.text) if piece.kind == "reply" else self._links.end() + piece.text
+
+    def code(self, code: str) -> None:
+        """Write a control sequence that draws nothing."""
+        if code and sys.stdout.isatty():
+            sys.stdout.write(code)
+            sys.stdout.flush()
 
     def line(self, text: str, kind: str = "answer", end: str = "\n") -> None:
         """Write a separate line."""

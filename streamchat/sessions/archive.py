@@ -46,10 +46,13 @@ class Archive:
     Args:
         open_store: Opens the store; None if nothing is saved.
         emit: Emits an event.
+        is_deferred: Save nothing until a session is opened or `start_saving` is called.
     """
 
-    def __init__(self, open_store: OpenStore | None, emit: Callable[[ev.Event], None]) -> None:
-        self._open_store, self._emit = open_store, emit
+    def __init__(
+        self, open_store: OpenStore | None, emit: Callable[[ev.Event], None], *, is_deferred: bool = False
+    ) -> None:
+        self._open_store, self._emit, self._is_deferred = open_store, emit, is_deferred
         self._upkeep: Upkeep | None = None
         self._identified: tuple[Any, tuple[object, ...], ModelIdentity] | None = None
         self.recorder: Recorder | None = None
@@ -64,13 +67,20 @@ class Archive:
         """Id of the current session; None before its first turn."""
         return None if self.recorder is None else self.recorder.session
 
+    @property
+    def can_save(self) -> bool:
+        """Whether there is a store to save in."""
+        return self._open_store is not None
+
     def open(self, *, required: bool) -> None:
-        """Open the store. If that fails, the chat continues unsaved unless the store is `required`.
+        """Open the store if it is not open. If that fails, the chat continues unsaved unless the store is `required`.
+
+        Saving that is deferred needs no store yet.
 
         Raises:
             StoreError: The store cannot be opened.
         """
-        if self._open_store is None:
+        if self._open_store is None or self.recorder is not None or (self._is_deferred and not required):
             return
         from streamchat.sessions.recorder import Recorder
 
@@ -94,6 +104,7 @@ class Archive:
             if self._upkeep is not None:
                 self._upkeep.stop()
             self.recorder.store.close()
+            self.recorder = self._upkeep = None
 
     # --- the active conversation --------------------------------------------------------------------------------
 
@@ -102,6 +113,29 @@ class Archive:
         self.changed = False
         if self.recorder is not None:
             self.recorder.start(active.conversation, self._identify(active))
+
+    def start_saving(self, active: StartedConversation) -> None:
+        """Save the active conversation with all its turns from now on; nothing changes if it is saved already.
+
+        If that is impossible, a notice says why.
+        """
+        if self.recorder is not None:
+            return
+        if not self.can_save:
+            self._emit(ev.Notice("Sessions are not saved in this run.", "error"))
+            return
+        try:
+            self.open(required=True)
+        except StoreError as error:
+            self._emit(ev.Notice(str(error), "error"))
+            return
+        self.start(active)
+        self._record_all()
+
+    def _record_all(self) -> None:
+        self.changed = True
+        if self.recorder is not None:
+            self.recorder.record_all()
 
     def record(self, event: ev.Event) -> None:
         """Record an event."""

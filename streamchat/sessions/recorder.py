@@ -160,6 +160,11 @@ class Recorder:
             case _:
                 pass
 
+    def record_all(self) -> None:
+        """Record all turns of a conversation that was not saved before."""
+        if self._conversation is not None and self._conversation.log.turns:
+            self._write_from(1)
+
     def record_status(self, event: ev.StatusSampled, info: ev.ModelInfo) -> None:
         """Publish live figures for `streamchat monitor`: once a second while a reply is generated, else less often."""
         now = time.monotonic()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from streamchat.base.errors import ConfigError, ModelNotFoundError
-from streamchat.config.loader import SESSION_ORIGIN, Configuration, check_value
+from streamchat.config.loader import ARGUMENT_ORIGIN, SESSION_ORIGIN, Configuration, check_value
 from streamchat.config.settings import default_of, setting_fields, settings_by_model, spec_of
 from streamchat.config.template_args import from_text, merged, to_text
 from streamchat.store.records import SessionInfo
@@ -20,11 +20,11 @@ _ONE_CHOICE = {"cache_size": "compression_ratio", "compression_ratio": "cache_si
 
 
 def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Configuration:
-    """Return the settings of the session, overridden by the flags of this start.
+    """Return the settings of the session, overridden by the flags of this start, or the arguments of a program.
 
     Stored settings that this version does not know or rejects are ignored.
     """
-    flags = {name for name, place in configuration.origins.items() if place.startswith("-")}
+    flags = {name for name, place in configuration.origins.items() if place.startswith(("-", ARGUMENT_ORIGIN))}
     flags |= {other for name, other in _ONE_CHOICE.items() if name in flags}
     if "model" in flags:
         flags.add("adapter")  # that of the session belongs to its own model

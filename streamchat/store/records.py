@@ -86,6 +86,16 @@ class StoredTurn:
 
 
 @dataclass(frozen=True)
+class NewSession:
+    """A session to create with all its turns."""
+
+    title: str
+    identity: ModelIdentity
+    settings: Mapping[str, Any]
+    turns: tuple[StoredTurn, ...] = ()
+
+
+@dataclass(frozen=True)
 class StoredEviction:
     """One eviction."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from streamchat.store.health import repair
 from streamchat.store.records import (
     CacheMark,
     ModelIdentity,
+    NewSession,
     SearchHit,
     SessionInfo,
     StoredEviction,
@@ -30,10 +30,8 @@ from streamchat.store.rows import figures_of, info_of, moment, session_of
 from streamchat.store.scrub import mark_pending, scrub
 from streamchat.store.search import excerpt, like, query_of
 from streamchat.store.users import lock_folder
-from streamchat.store.writing import repair_session, write_turn
+from streamchat.store.writing import insert_session, repair_session, write_turn
 
-ID_LENGTH = 6
-_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
 _INFO = """
     SELECT s.*, (SELECT count(*) FROM turns t WHERE t.session = s.id AND t.state != 'undone') AS turns
     FROM sessions s
@@ -101,19 +99,13 @@ class Store:
         self, title: str, identity: ModelIdentity, settings: Mapping[str, Any], system_ids: Iterable[int] = ()
     ) -> str:
         """Create a session; return its new id."""
-        now, names = time.time(), (clean(identity.model), clean(identity.model_name))
-        prints = (identity.dtype, identity.fingerprint, identity.tokenizer)
         with self._open.write() as connection:
-            while True:
-                new = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
-                if not connection.execute("SELECT 1 FROM sessions WHERE id = ?", (new,)).fetchone():
-                    break
-            connection.execute(
-                "INSERT INTO sessions (id, title, created, updated, model, model_name, dtype, fingerprint, tokenizer, "
-                "settings, system_ids) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (new, clean(title), now, now, *names, *prints, json.dumps(dict(settings)), pack_ids(system_ids)),
-            )
-        return new
+            return insert_session(connection, NewSession(title, identity, settings), system_ids)
+
+    def add(self, sessions: Iterable[NewSession]) -> list[str]:
+        """Create sessions with their turns, all or none; return their ids."""
+        with self._open.write() as connection:
+            return [insert_session(connection, session) for session in sessions]
 
     def write(
         self,

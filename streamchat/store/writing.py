@@ -1,12 +1,37 @@
-"""Writes turns into the tables, inside the caller's transaction."""
+"""Writes sessions and turns into the tables, inside the caller's transaction."""
 
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
+import time
+from collections.abc import Iterable
 from dataclasses import asdict
 
-from streamchat.store.records import CacheMark, StoredSession, StoredTurn, clean, pack_ids
+from streamchat.store.records import CacheMark, NewSession, StoredSession, StoredTurn, clean, pack_ids
+
+ID_LENGTH = 6
+_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
+
+
+def insert_session(connection: sqlite3.Connection, new: NewSession, system_ids: Iterable[int] = ()) -> str:
+    """Insert a session with its turns; return its new id."""
+    while True:
+        session = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
+        if not connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session,)).fetchone():
+            break
+    now, identity = time.time(), new.identity
+    names = (clean(identity.model), clean(identity.model_name))
+    prints = (identity.dtype, identity.fingerprint, identity.tokenizer)
+    connection.execute(
+        "INSERT INTO sessions (id, title, created, updated, model, model_name, dtype, fingerprint, tokenizer, "
+        "settings, system_ids) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (session, clean(new.title), now, now, *names, *prints, json.dumps(dict(new.settings)), pack_ids(system_ids)),
+    )
+    for turn in new.turns:
+        write_turn(connection, session, turn)
+    return session
 
 
 def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *, is_reencoded: bool = False) -> None:

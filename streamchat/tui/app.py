@@ -21,14 +21,18 @@ from textual.screen import Screen
 from textual.theme import Theme
 
 from streamchat.base import events as ev
+from streamchat.base.colors import is_color_forbidden
 from streamchat.base.errors import ExitCode
 from streamchat.base.sanitize import one_line
 from streamchat.config.keymap import BY_ID
 from streamchat.config.loader import Configuration
 from streamchat.engine.protocol import ChatEngine
+from streamchat.frontend.outbox import Phase
+from streamchat.frontend.window_title import WindowTitle
 from streamchat.telemetry import log_file
 from streamchat.telemetry.memory import free_unused
 from streamchat.telemetry.trace import FAILED, PAINT, mark
+from streamchat.tui.attention import AttentionCall
 from streamchat.tui.bindings import bind
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import add_app_commands
@@ -67,7 +71,10 @@ class StreamchatApp(App[int]):
     ]
 
     def __init__(self, engine: ChatEngine, configuration: Configuration, *, watching: bool = False) -> None:
+        if not is_color_forbidden(os.environ):
+            os.environ.pop("NO_COLOR", None)  # Textual obeys an empty one as well
         super().__init__()
+        self.window_title = WindowTitle(os.environ, is_on=configuration.settings.window_title)
         self.state = ChatState(engine, configuration, watching=watching)
         self.watching = watching
         self.failure: ev.EngineFailed | None = None
@@ -81,6 +88,9 @@ class StreamchatApp(App[int]):
         add_app_commands(self, self._chat)
         self._leaving = Leaving(self, engine, self._bridge)
         self._collections = CollectionPace()
+        self._attention = AttentionCall(
+            lambda: engine.settings, lambda: not self.app_focus and self.state.outbox.phase is Phase.IDLE
+        )
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's driver, with safe pastes and suspension (see `keyboard`)."""
@@ -133,6 +143,7 @@ class StreamchatApp(App[int]):
 
     def _react(self, event: ev.Event) -> None:
         """Handle an event that concerns the whole app; the chat screen has shown it."""
+        self.write_code(self.window_title.after(event) + self._attention.after(event))
         match event:
             case ev.ModelReady():
                 self.model_ready()
@@ -149,6 +160,12 @@ class StreamchatApp(App[int]):
                 self.engine_failed(event)
             case _:
                 pass
+
+    def write_code(self, code: str) -> None:
+        """Write a control sequence that draws nothing to the terminal; a browser gets none."""
+        write = getattr(self._driver, "write_code", None)  # only `KeyboardDriver` has it
+        if code and write is not None:
+            write(code)
 
     def on_print(self, event: events.Print) -> None:
         """Send output of `print` to the log."""

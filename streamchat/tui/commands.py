@@ -96,7 +96,7 @@ def add_app_commands(app: App[Any], chat: CommandScreen) -> None:
         return SlashResult(f"{path.name} ({plural(turns, 'turn')}) was sent to the browser{lost}")
 
     if not file_access.allowed():
-        registry.add(SlashCommand("export", "[NAME]", "download the conversation: .md, .jsonl or .json", export))
+        registry.add(SlashCommand("export", "[NAME]", "download the conversation: .md, .html, .jsonl or .json", export))
     registry.add(SlashCommand("sessions", "[WORDS]", "find and resume a saved conversation", sessions))
     registry.add(SlashCommand("recall", "[WORDS]", "search all messages and quote one to the model", recall, ("find",)))
     registry.add(

@@ -16,6 +16,7 @@ from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 
 from streamchat.frontend.suspend import stop_process
+from streamchat.frontend.window_title import WindowTitle
 
 BLOCK_BYTES = 4096
 WAIT_S = 0.1
@@ -58,6 +59,8 @@ class PasteGuard:
 class KeyboardDriver(LinuxDriver):
     """Linux and macOS driver with a `PasteGuard` before the parser, and a full redraw after suspension.
 
+    It sets the window title while the app has the terminal.
+
     Textual's signal handlers write to the terminal at any point of the loop, and redraw only what changed.
     """
 
@@ -95,6 +98,23 @@ class KeyboardDriver(LinuxDriver):
         """Set up the terminal and redraw the whole screen."""
         super().resume_application_mode()
         self._loop.call_soon_threadsafe(lambda: self._app.refresh(layout=True))
+
+    def start_application_mode(self) -> None:
+        """Take over the terminal and its title."""
+        super().start_application_mode()  # type: ignore[no-untyped-call]
+        if isinstance(title := getattr(self._app, "window_title", None), WindowTitle):
+            self.write_code(title.begin())
+
+    def stop_application_mode(self) -> None:
+        """Restore the terminal and its title."""
+        if isinstance(title := getattr(self._app, "window_title", None), WindowTitle):
+            self.write_code(title.end())
+        super().stop_application_mode()
+
+    def write_code(self, code: str) -> None:
+        """Write a control sequence, if the app has the terminal."""
+        if code and self._writer_thread is not None:
+            self.write(code)
 
     def run_input_thread(self) -> None:
         """Read, filter, parse and dispatch input until the app ends."""

@@ -30,12 +30,15 @@ SIGNATURES: dict[str, dict[str, Any]] = {
     "StreamingCache": {"config": REQUIRED, "fit": REQUIRED, "*": None, "cache_size": REQUIRED}
     | {"num_sink_tokens": 4, "options": None, "dtype": None},
     "StreamingHook": {"model": REQUIRED, "cache": REQUIRED},
+    "Chat": {"model": "default", "*": None, "session": None, "save": False, "trust_model": False, "settings": REQUIRED},
 }
 """Arguments and their defaults; those after `*` are given by name."""
 MEMBERS = {
     "StreamingPress": "cache cache_size method compression_count tokens_evicted tokens_seen lengths reset",
     "StreamingCache": "lengths length tokens_evicted compression_count get_seq_length kv_bytes pin unpin reset",
     "StreamingHook": "attach remove attached",
+    "Chat": "send ask show retry undo clear stop pin unpin set history status settings session save open recall export "
+    "close",
 }
 EXIT_CODES = {
     "ConfigError": 2,
@@ -66,7 +69,7 @@ def arguments(function: Any) -> dict[str, Any]:
 
 
 def test_the_public_names() -> None:
-    assert set(streamchat.__all__) == {*SIGNATURES, "__version__"}
+    assert set(streamchat.__all__) == {*SIGNATURES, "__version__", "events"}
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.?\w+)?", streamchat.__version__)
     with pytest.raises(AttributeError, match="no attribute 'StreamingPres'"):
         _ = streamchat.StreamingPres
@@ -86,6 +89,8 @@ def test_the_members_of_public_classes() -> None:
     for public in (press, press.cache, hook):
         missing = [name for name in MEMBERS[type(public).__name__].split() if not hasattr(public, name)]
         assert not missing, f"{type(public).__name__} lacks {missing}"
+    assert [name for name in MEMBERS["Chat"].split() if not hasattr(streamchat.Chat, name)] == []
+    assert {"TextDelta", "TokensEvicted", "TurnFinished"} <= set(vars(streamchat.events))
     assert isinstance(press.cache, StreamingCache)
     assert press.lengths == [0, 0, 0]
 

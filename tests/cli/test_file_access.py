@@ -66,6 +66,8 @@ def test_commands_with_files_are_refused(refused: Path) -> None:
         "/read here.txt",
         "/read here.txt and say",
         "/read",
+        "/import here.txt",
+        "/import",
         "/export",
         "/export new.md",
         f"/export {refused}/new.jsonl",

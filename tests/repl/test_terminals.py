@@ -84,3 +84,43 @@ def test_a_dumb_terminal_gets_plain_lines(arguments: tuple[str, ...]) -> None:
     assert "bot> Grüße" in said
     assert "\x1b" not in said
     assert not re.search(r"\r(?![\r\n])", said)  # no line is written over
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [(), ("--plain",)], ids=["app", "prompt"])
+def test_the_window_has_a_title_which_is_restored(arguments: tuple[str, ...]) -> None:
+    said = conversation(*arguments)
+    titles = ["loading", "ready", "replying", "ready"]
+    assert re.findall(r"\x1b\]2;streamchat\S* (?:\S+ )?\((\w+)\)\x1b\\", said) == titles
+    assert said.count("\x1b[22;2t") == said.count("\x1b]2;\x1b\\\x1b[23;2t") == 1
+    assert said.index("\x1b[22;2t") < said.index("\x1b]2;streamchat")
+    assert said.rindex("\x1b[23;2t") > said.rindex("\x1b]2;streamchat")
+    for off in (conversation(*arguments, "--no-window-title"), conversation(*arguments, TERM="vt100")):
+        assert "\x1b]2;" not in off
+        assert ";2t" not in off
+
+
+@pytest.mark.slow
+def test_addresses_at_the_prompt_are_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = {"replies": ["See https://a.example. “quoted” done"]}
+    monkeypatch.setattr(sys.modules[__name__], "SCENARIO", json.dumps(replies))
+    link = "\x1b]8;;https://a.example\x1b\\https://a.example\x1b]8;;\x1b\\"
+    assert f"See {link}. “quoted” done" in conversation("--plain")
+    assert "\x1b]8;" not in conversation("--plain", TERM="vt100")
+
+
+@pytest.mark.slow
+def test_the_end_of_a_reply_is_reported_without_focus() -> None:
+    env = {**os.environ, "TERM": "xterm-kitty", "STREAMCHAT_NOTIFY_AFTER_S": "0"}
+    env = {name: value for name, value in env.items() if name not in ("TMUX", "TERM_PROGRAM")}
+    child: pexpect.spawn[bytes]
+    slow = json.dumps({"replies": [{"text": "word " * 40, "tokens_per_s": 20}]})
+    child = pexpect.spawn(sys.executable, [FACE, slow], timeout=30, dimensions=(24, 80), env=env)
+    child.expect(b"Write a message")
+    child.send("hi\r")
+    child.expect(b"word")
+    child.send("\x1b[O")  # the terminal lost the focus
+    child.expect_exact(b"\x1b]9;streamchat: The reply is complete (")
+    child.send("\x11")
+    child.expect(pexpect.EOF)
+    child.close()

@@ -229,6 +229,8 @@ class ScriptedEngine:
                 self.emit(ev.Notice(f"title changed to “{' '.join(text.split())}”"))
             case rq.OpenSession(session):
                 self._do_resume(session)
+            case rq.Save():
+                self.emit(ev.SessionOpened("saved1"))
             case rq.Stop() | rq.FetchModel() | rq.CancelFetch():
                 pass
             case _:

@@ -163,7 +163,8 @@ async def test_a_link_whose_address_follows_is_a_link_at_the_end() -> None:
         await stream(app, pilot, iter(text))
         await app.reply.finish(text)
         await settle(pilot)
-        assert "See the page and b." in "\n".join(app.rows)
+        shown = " ".join("\n".join(app.rows).split())
+        assert "See the page (https://example.org) and b (https://example.com)." in shown
         assert "[" not in "\n".join(app.rows)
 
 

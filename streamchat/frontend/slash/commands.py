@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from streamchat.frontend.slash.conversation import CLEAR, SYSTEM
 from streamchat.frontend.slash.files import READ
+from streamchat.frontend.slash.imports import IMPORT
 from streamchat.frontend.slash.model import MODEL
 from streamchat.frontend.slash.pins import PIN, UNPIN
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
@@ -20,6 +21,7 @@ def default_registry() -> SlashRegistry:
     for command in (_help_of(registry), CLEAR, SYSTEM, MODEL, PIN, UNPIN, READ, SET, THINK, STATS):
         registry.add(command)
     SessionCommands().add_to(registry)
+    registry.add(IMPORT)
     registry.add(
         SlashCommand("quit", "", "exit streamchat", lambda context, argument: SlashResult(quit=True), ("exit", "q"))
     )

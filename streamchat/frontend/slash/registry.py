@@ -58,6 +58,8 @@ class SlashCommand:
     """The engine answers with an event, so it fails after the engine has stopped."""
     needs_idle: bool = False
     """Requires an idle engine (no reply in progress)."""
+    slow: bool = False
+    """It may take seconds; the app runs it in another thread. It may only use the engine and files."""
 
     @property
     def usage(self) -> str:

@@ -71,7 +71,9 @@ class SessionCommands:
                 ("rename",),
                 asks_engine=True,
             ),
-            SlashCommand("export", "[FILE]", "write the conversation to a file: .md, .jsonl or .json", self.export),
+            SlashCommand(
+                "export", "[FILE]", "write the conversation to a file: .md, .html, .jsonl or .json", self.export
+            ),
         ):
             registry.add(command)
 

@@ -1,4 +1,4 @@
-"""Exports a saved session as Markdown for people or JSON lines for programs."""
+"""Exports a saved session as Markdown or HTML for people, or as JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from streamchat.base.formatting import plural
 from streamchat.base.jsonlines import json_line
 from streamchat.base.thinking import ONLY_REASONING, split
 from streamchat.sessions.transcripts.contained import contained, literal
-from streamchat.store.records import StoredSession, StoredTurn
+from streamchat.sessions.transcripts.context import EDGE, edge_of, is_pinned, system_prompt
+from streamchat.store.records import StoredSession
 
-Format = Literal["markdown", "jsonl", "replay"]
-FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
+Format = Literal["markdown", "html", "jsonl", "replay"]
+FORMATS: dict[str, Format] = {".md": "markdown", ".html": "html", ".jsonl": "jsonl", ".json": "replay"}
 """Format by file name extension."""
 VERSION = 1
 
@@ -24,12 +25,16 @@ VERSION = 1
 def export(session: StoredSession, kind: Format) -> str:
     """Return the whole text of the file.
 
-    `markdown` is for reading and marks where the model's context starts; `jsonl` has everything that `imported`
-    needs, one message per line; `replay` is one line {"messages": [...]}, the format of `streamchat replay` and many
-    data sets.
+    `markdown` and `html` are for reading and mark where the model's context starts; `jsonl` has everything that
+    `imported` needs, one message per line; `replay` is one line {"messages": [...]}, the format of `streamchat replay`
+    and many data sets.
     """
     if kind == "markdown":
         return "\n".join(_markdown(session)) + "\n"
+    if kind == "html":
+        from streamchat.sessions.transcripts.html_page import html_page  # deferred: imports Jinja
+
+        return html_page(session)
     if kind == "replay":
         return json_line({"id": session.info.id, "messages": _messages(session)}) + "\n"
     return "".join(json_line(row) + "\n" for row in _rows(session))
@@ -49,17 +54,8 @@ def write_export(path: Path, text: str) -> None:
         raise StoreError(f"{path} cannot be written ({reason_of(error)}); choose another name") from error
 
 
-def _system_prompt(session: StoredSession) -> str:
-    return str(session.info.settings.get("system_prompt") or "")
-
-
-def _sinks(session: StoredSession) -> int:
-    sinks = session.info.settings.get("num_sink_tokens", 0)
-    return sinks if isinstance(sinks, int) else 0
-
-
 def _messages(session: StoredSession) -> list[dict[str, str]]:
-    messages = [{"role": "system", "content": prompt}] if (prompt := _system_prompt(session)) else []
+    messages = [{"role": "system", "content": prompt}] if (prompt := system_prompt(session)) else []
     for turn in session.turns:
         messages.append({"role": "user", "content": turn.text})
         if turn.reply:
@@ -88,43 +84,27 @@ def _rows(session: StoredSession) -> Iterator[dict[str, Any]]:
 # --- Markdown ---------------------------------------------------------------------------------------------------
 
 
-def turn_visibility(session: StoredSession) -> dict[int, Literal["seen", "partly", "forgotten"]]:
-    """Return how much of each turn is cached, by turn number; sinks do not count."""
-    sinks = _sinks(session)
-    answer: dict[int, Literal["seen", "partly", "forgotten"]] = {}
-    for turn in session.turns:
-        first, stop = max(turn.start, sinks), turn.start + len(turn.ids)
-        cached = sum(max(0, min(stop, b) - max(first, a)) for a, b in session.info.held)
-        answer[turn.number] = "seen" if cached >= stop - first else "partly" if cached > 0 else "forgotten"
-    return answer
-
-
 def _markdown(session: StoredSession) -> Iterator[str]:
     info = session.info
     yield f"# {literal(info.title)}"
     yield ""
     turns = plural(len(session.turns), "turn")
     yield f"{literal(info.model_name)}, {_date(info.created)} to {_date(info.updated)}, {turns}"
-    if prompt := _system_prompt(session):
+    if prompt := system_prompt(session):
         yield ""
         yield "## System prompt"
         yield ""
         yield contained(prompt)
-    seen = turn_visibility(session)
-    forgotten_before = any(state == "forgotten" for state in seen.values())
-    edge = next(
-        (turn.number for turn in session.turns if seen[turn.number] != "forgotten" and not _is_pinned(session, turn)),
-        None,
-    )
+    edge = edge_of(session)
     for turn in session.turns:
-        if turn.number == edge and (forgotten_before or seen[turn.number] == "partly"):
+        if turn.number == edge:
             yield ""
             yield "---"
             yield ""
-            yield "*The model's context starts here: it no longer sees the turns above, except pinned ones.*"
+            yield f"*{EDGE}*"
             yield ""
             yield "---"
-        pinned = " (pinned)" if _is_pinned(session, turn) else ""
+        pinned = " (pinned)" if is_pinned(session, turn) else ""
         yield ""
         yield f"## {turn.number}. You{pinned}"
         yield ""
@@ -144,11 +124,6 @@ def _reply(reply: str, thinking: str) -> Iterator[str]:
         yield from (f"> {line}".rstrip() for line in contained(thoughts).splitlines())
         yield ""
     yield contained(answer) or (f"*({ONLY_REASONING})*" if thoughts else "*(no reply)*")
-
-
-def _is_pinned(session: StoredSession, turn: StoredTurn) -> bool:
-    first = max(turn.start, _sinks(session))
-    return any(a <= first and turn.start + len(turn.ids) <= b for a, b in session.info.pins)
 
 
 def _date(then: float) -> str:

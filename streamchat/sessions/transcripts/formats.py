@@ -41,7 +41,8 @@ def _mt_bench(record: dict[str, Any], skipped: Counter[str] | None) -> Transcrip
 def _message(record: dict[str, Any], skipped: Counter[str] | None) -> Transcript:
     if "streamchat" in record:  # the header of an export
         return Transcript([], about=record)
-    return Transcript([messages.message_of(record, skipped)])
+    message = messages.message_of(record, skipped)
+    return Transcript([] if message is None else [message])
 
 
 # the first that matches

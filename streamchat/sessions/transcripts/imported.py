@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import ConfigError, StoreError
+from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.sanitize import one_line
 from streamchat.base.text_files import read_text
 from streamchat.sessions.settings import valid_settings
@@ -15,8 +16,11 @@ from streamchat.sessions.transcripts.export import VERSION
 from streamchat.sessions.transcripts.messages import Message, Transcript, TranscriptError
 from streamchat.sessions.transcripts.reader import TranscriptFile, read_transcripts
 from streamchat.sessions.transcripts.values import scalar_in
-from streamchat.store.records import MAX_TITLE, StoredTurn, clean
+from streamchat.store.records import MAX_TITLE, ModelIdentity, NewSession, StoredTurn, clean
 from streamchat.store.rows import LATEST
+
+MAX_BYTES = 1_000_000_000
+"""Maximum size of a file. Reading takes several times its size in memory."""
 
 
 class ImportedSession:
@@ -43,6 +47,13 @@ class ImportedSession:
         self.skipped = transcript.skipped
         """What has no text and was skipped: singular noun -> number."""
 
+    def as_new(self) -> NewSession:
+        """Return what the store creates.
+
+        It has no fingerprints: a resume tokenizes its texts.
+        """
+        return NewSession(self.title, ModelIdentity(self.model, self.model_name), self.settings, tuple(self.turns))
+
 
 def read_sessions(path: Path) -> list[ImportedSession]:
     """Read all conversations of a file that have messages: one or more.
@@ -51,7 +62,7 @@ def read_sessions(path: Path) -> list[ImportedSession]:
         StoreError: The file or one of its records cannot be read; the message has the line.
     """
     try:
-        text = read_text(path).text
+        text = read_text(path, max_bytes=MAX_BYTES).text
         file = read_transcripts(text, skip_media=True)
         _check(file, text)
     except ConfigError as error:
@@ -59,13 +70,42 @@ def read_sessions(path: Path) -> list[ImportedSession]:
     except TranscriptError as error:
         where = f"{path}, line {error.line}" if error.line else f"{path}"
         raise StoreError(f"{where}: {error}; nothing was imported") from None
-    sessions = [ImportedSession(transcript, path.stem) for transcript in file.transcripts]
+    is_one = len(file.transcripts) == 1
+    starts = [path.stem if is_one else _start_of(each) or path.stem for each in file.transcripts]
+    sessions = list(map(ImportedSession, file.transcripts, starts))
     if not (kept := [session for session in sessions if session.turns]):
         raise StoreError(f"{path} has no messages; give a file that `streamchat sessions export` wrote")
     for empty in sessions:  # what was all of a conversation is counted, too
         if not empty.turns:
             kept[-1].skipped.update(empty.skipped)
     return kept
+
+
+def choose_sessions(sessions: list[ImportedSession], wanted: str) -> list[ImportedSession]:
+    """Return the conversations that `wanted` names: the one with this number, or all whose title contains it.
+
+    A title that equals `wanted` precedes titles that contain it, and case does not matter.
+
+    Args:
+        sessions: All conversations of a file.
+        wanted: A number, from 1, or a part of a title.
+
+    Raises:
+        StoreError: There is none.
+    """
+    number = parse_whole_number(wanted)
+    if number is not None and 1 <= number <= len(sessions):
+        return [sessions[number - 1]]
+    word = wanted.strip().casefold()
+    titles = [session.title.casefold() for session in sessions]
+    found = [session for session, title in zip(sessions, titles, strict=True) if word and title == word]
+    if not found:
+        found = [session for session, title in zip(sessions, titles, strict=True) if word and word in title]
+    if not found and number is not None:
+        raise StoreError(f"there is no conversation {number}; the file has {plural(len(sessions), 'conversation')}")
+    if not found:
+        raise StoreError(f"no conversation of the file has {wanted!r} in its title")
+    return found
 
 
 def _check(file: TranscriptFile, text: str) -> None:
@@ -81,6 +121,12 @@ def _check(file: TranscriptFile, text: str) -> None:
             raise TranscriptError("it has only user messages", transcript.line)
         if (version := transcript.about.get("streamchat", VERSION)) != VERSION:
             raise TranscriptError(f"unknown format {version}; this streamchat reads format {VERSION}")
+
+
+def _start_of(transcript: Transcript) -> str:
+    """Return the first line of the conversation, which tells it from others of its file."""
+    texts = (message.text.strip() for message in transcript.messages if message.role != "system")
+    return next((text.splitlines()[0] for text in texts if text), "")
 
 
 def _shown(text: str) -> str:

@@ -21,7 +21,14 @@ ROLES: dict[str, Role] = {
     "human": "user",  # ShareGPT's names
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",  # Gemini's name
 }
+TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation")
+"""Roles of messages between a model and a program, which an import skips."""
+TOOL_CALLS = ("tool_calls", "function_call")
 TEXT_PARTS = ("text", "input_text", "output_text")
 MEDIA = {
     "image_url": "image",
@@ -82,22 +89,23 @@ def conversation_of(record: dict[str, Any], skipped: Counter[str] | None = None)
     messages = record[name]
     if not isinstance(messages, list):
         raise TranscriptError(f'"{name}" must be a list')
-    if record.get("tools") not in (None, "", "[]", []):
+    if skipped is None and record.get("tools") not in (None, "", "[]", []):
         raise TranscriptError('it has "tools", which cannot be replayed')
     system = record.get("system")
     if system is not None and not isinstance(system, str):
         raise TranscriptError('"system" must be a string')
     head = [Message("system", system)] if system else []
-    read = [message_of(message, skipped) for message in messages]
+    read = [message for each in messages if (message := message_of(each, skipped)) is not None]
     return Transcript([*head, *read], about={"title": record.get("title")})
 
 
-def message_of(message: Any, skipped: Counter[str] | None = None) -> Message:
-    """Return one message {"role", "content"} or {"from", "value"}.
+def message_of(message: Any, skipped: Counter[str] | None = None) -> Message | None:
+    """Return one message {"role", "content"} or {"from", "value"}; None if it is of a tool and skipped.
 
     Args:
         message: The JSON value.
-        skipped: Counts images, audio and files, whose place in the text is marked; None refuses them.
+        skipped: Counts images, audio and files, whose place in the text is marked, and messages to and from tools;
+            None refuses them.
 
     Raises:
         TranscriptError: The role is unknown, or the content cannot be read.
@@ -106,11 +114,18 @@ def message_of(message: Any, skipped: Counter[str] | None = None) -> Message:
     if not isinstance(message, dict) or any(key not in message for key in keys):
         raise TranscriptError('a message needs "role" and "content", or "from" and "value"')
     role, content = (message[key] for key in keys)
+    if skipped is not None and role in TOOL_ROLES:
+        skipped["tool message"] += 1
+        return None
     if not isinstance(role, str) or role not in ROLES:
         raise TranscriptError(f"unknown role {short_json(role)}; known roles are {', '.join(ROLES)}")
-    for key in ("tool_calls", "function_call"):
-        if message.get(key):
-            raise TranscriptError(f'a message from {role} has "{key}", which cannot be replayed')
+    calls = next((key for key in TOOL_CALLS if message.get(key)), None)
+    if calls and skipped is None:
+        raise TranscriptError(f'a message from {role} has "{calls}", which cannot be replayed')
+    if calls and skipped is not None:
+        skipped["tool message"] += 1
+        if not content:
+            return None
     if isinstance(content, list):
         content = "\n".join(_part(part, role, skipped) for part in content)
     if not isinstance(content, str):

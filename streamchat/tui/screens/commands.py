@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,22 @@ class CommandScreen(SendingScreen):
         typed = without_blank_ends(message.text)
         if parse(typed) is not None:
             await self.end_edit(empty=False)  # the input may have the start of the next message
-            done = await self._run(typed.strip())
+            if self._is_slow(typed):
+                self.run_slash(typed.strip())  # the screen stays usable meanwhile
+                done = True
+            else:
+                done = await self._run(typed.strip())
         else:
             done = await self.send(typed, self.state.registry.unescape(typed))
         if done:
             self.state.history.add(message.text)
         else:
             self.prompt.restore_text(message.text)
+
+    def _is_slow(self, typed: str) -> bool:
+        parsed = parse(typed)
+        command = self.state.registry.find(parsed[0]) if parsed else None
+        return command is not None and command.slow
 
     def run_slash(self, text: str) -> None:
         """Run a command as if the user had typed it."""
@@ -54,7 +64,11 @@ class CommandScreen(SendingScreen):
         command = self.state.registry.find(name)
         if command is not None and not self._is_available(command, argument):
             return False
-        result = self.state.registry.run(self.state.context, text)
+        if command is not None and command.slow:
+            self.toast(f"/{command.name} is running", "information")
+            result = await asyncio.to_thread(self.state.registry.run, self.state.context, text)
+        else:
+            result = self.state.registry.run(self.state.context, text)
         assert result is not None
         if result.error:
             self.toast(result.text, "error")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from markdown_it import MarkdownIt
@@ -10,8 +12,9 @@ from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from textual.await_complete import AwaitComplete
 from textual.containers import Vertical
-from textual.content import Content
+from textual.content import Content, Span
 from textual.geometry import Size
+from textual.style import Style
 from textual.widgets import Markdown
 from textual.widgets._markdown import MarkdownBlock, MarkdownHorizontalRule, MarkdownParagraph
 from textual.widgets.markdown import MarkdownFence, MarkdownStream
@@ -19,6 +22,7 @@ from textual.widgets.markdown import MarkdownFence, MarkdownStream
 from streamchat.base.sanitize import PrintableStream, printable
 from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split
 from streamchat.config.settings import Thinking as ShowThinking
+from streamchat.frontend.terminal_codes import find_addresses, supports_osc
 from streamchat.tui.widgets.backdrop import Column
 from streamchat.tui.widgets.growing import BulletList, Growing, OrderedList, Quote
 from streamchat.tui.widgets.one_layout import OneLayout
@@ -49,7 +53,28 @@ def make_parser() -> MarkdownIt:
     parser = MarkdownIt("gfm-like", {"html": False})
     parser.core.ruler.push("lines", _keep_lines)
     parser.core.ruler.push("rules", _keep_rules)
+    parser.core.ruler.push("addresses", _show_addresses)
     return parser
+
+
+def _show_addresses(state: StateCore) -> None:
+    """Show the address of each link whose text is not the address, so that no reply can hide where a link leads."""
+    for token in state.tokens:
+        if token.children and any(child.type == "link_open" for child in token.children):
+            token.children = list(_with_addresses(token.children))
+
+
+def _with_addresses(children: list[Token]) -> Iterator[Token]:
+    href, shown = "", ""
+    for child in children:
+        yield child
+        if child.type == "link_open":
+            href, shown = str(child.attrs.get("href", "")), ""
+        elif child.type == "link_close":
+            if shown.strip() not in (href, href.removeprefix("mailto:"), href.partition("://")[2].removesuffix("/")):
+                yield Token("text", "", 0, content=f" ({href})")
+        else:
+            shown += child.content
 
 
 def _keep_lines(state: StateCore) -> None:
@@ -94,6 +119,15 @@ class Paragraph(Growing, OneLayout, MarkdownParagraph):
         self._content = content
         # mounting requests a layout; another request, from before, would cause a second one right after it
         self.update(content, layout=self.is_mounted and not same)
+
+    def _token_to_content(self, token: Token) -> Content:
+        """Return the text with web addresses as links of the terminal (OSC 8), too; their targets are their texts."""
+        content = super()._token_to_content(token)
+        text = content.plain
+        if "://" not in text or not supports_osc(os.environ):
+            return content
+        spans = [Span(start, end, Style(link=text[start:end])) for start, end in find_addresses(text)]
+        return content.add_spans(spans) if spans else content
 
     async def grow(self, block: MarkdownBlock) -> bool:
         """Show `block`, with more text."""

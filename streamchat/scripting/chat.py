@@ -1,0 +1,438 @@
+"""The public `Chat` object: a conversation for Python programs and notebooks, on the engine of the app."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from streamchat.base import events as ev
+from streamchat.base import requests as rq
+from streamchat.base.errors import ConfigError, SessionError, StoreError, StreamchatError, TurnError
+from streamchat.base.paths import user_path
+from streamchat.base.sanitize import one_line
+from streamchat.config.loader import Configuration, check_live, from_arguments
+from streamchat.config.settings import Settings, spec_of
+from streamchat.conversation.assemble import load_from_settings
+from streamchat.engine.engine import Engine
+from streamchat.engine.protocol import ChatEngine
+from streamchat.frontend.status_table import rows_text, status_table
+from streamchat.scripting.display import live_reply
+from streamchat.scripting.inbox import Inbox
+from streamchat.scripting.reply import Reply, ReplyStream, RunningTurn
+from streamchat.sessions.settings import foreign_model, foreign_model_notice
+from streamchat.sessions.transcripts.export import FORMATS, export, write_export
+from streamchat.store.records import SearchHit
+from streamchat.store.store import Store
+
+_log = logging.getLogger(__name__)
+_E = TypeVar("_E", bound=ev.Event)
+SECTIONS = ("model", "cache", "generation", "chat")
+"""Settings that a program may give; the others are about a terminal."""
+CLOSE_S = 30.0
+
+
+@dataclass(frozen=True)
+class ChatStatus:
+    """The figures of a chat at one moment; `str` and a notebook show them as a table."""
+
+    model: ev.ModelInfo
+    cache: ev.CacheState
+    """What is cached: length, sinks, pinned tokens, window, evictions."""
+    turns: int
+    session: str | None
+    """Id of the saved session; None if the chat is not saved."""
+    table: str
+    """All figures with their labels, one per line."""
+
+    def __str__(self) -> str:
+        return self.table
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.table)
+
+
+class Chat:
+    """A conversation with a model, whose cache never exceeds its budget.
+
+    The model is loaded before the constructor returns. Settings are those of `config.toml` (sections `model`, `cache`,
+    `generation` and `chat`), by name: `Chat("smollm2", cache_size=2048, temperature=0)`. Neither `config.toml` nor
+    the environment is read. A `Chat` is a context manager that closes it.
+
+    A chat is used by one thread at a time: while one thread reads a reply, a call from another thread raises
+    `TurnError`; only `stop`, `status` and `history` may be used from any thread. It needs no event loop, and works
+    inside one (Jupyter).
+
+    Args:
+        model: The model, as for `--model`.
+        session: Resume this saved session: its id, the start of one, or 'last'.
+        save: Save the conversation as a session, from its first turn.
+        trust_model: Load the model that `session` names even if only an imported file named it.
+        **settings: Other settings.
+
+    Raises:
+        ConfigError: A setting is unknown or wrong.
+        ModelError: The model cannot be found, fetched, or used.
+        SessionError: The session does not exist, is open elsewhere, or names an untrusted model.
+    """
+
+    def __init__(
+        self,
+        model: str = "default",
+        *,
+        session: str | None = None,
+        save: bool = False,
+        trust_model: bool = False,
+        **settings: rq.SettingValue,
+    ) -> None:
+        given = settings if model == "default" else {"model": model, **settings}
+        self._start(_configuration(given), session, save=save, trust_model=trust_model)
+
+    @classmethod
+    def from_configuration(cls, configuration: Configuration, *, save: bool) -> Chat:
+        """Return a chat with all settings of a command line."""
+        chat = cls.__new__(cls)
+        chat._start(configuration, None, save=save)
+        return chat
+
+    def _start(
+        self, configuration: Configuration, session: str | None, *, save: bool, trust_model: bool = False
+    ) -> None:
+        self._configuration = configuration
+        found, agreed = (None, "") if session is None else self._found(session, trust_model)
+        self._inbox = Inbox()
+        self._engine: ChatEngine = Engine(
+            self._configuration,
+            load_from_settings,
+            open_store=Store,
+            session=found,
+            agreed_model=agreed,
+            save_later=not save,
+        )
+        self._engine.subscribe(self._inbox.put)
+        self._turn: RunningTurn | None = None
+        self._stream: weakref.ref[ReplyStream] | None = None
+        self._calls = 0
+        self._is_closed = False
+        self._end = weakref.finalize(self, self._engine.close, CLOSE_S)
+        self._engine.start()
+        try:
+            self._call(None)  # waits until the model is ready
+        except BaseException:
+            self.close()
+            raise
+
+    def _found(self, name: str, trust_model: bool) -> tuple[str, str]:
+        """Return the id of the session `name`, and the model that it may load although only a file named it.
+
+        Raises:
+            SessionError: There is no such session, or its model is not trusted.
+        """
+        with Store() as store:
+            info = store.find(name)
+        model = foreign_model(self._configuration, info)
+        if model and not trust_model:
+            raise SessionError(f"{foreign_model_notice(info, model)}; trust_model=True loads it")
+        return info.id, model
+
+    # --- replies ------------------------------------------------------------------------------------------------
+
+    def send(self, text: str) -> ReplyStream:
+        """Send a message, exactly as given, and return the events of its turn as they happen.
+
+        The events are `TurnStarted`, `PrefillProgress`, `TokensEvicted`, `TextDelta` (pieces of the reply), `Notice`,
+        and last `TurnFinished` with the whole reply, the reason of its end, and the figures. They are classes of
+        `streamchat.events`. Ctrl+C, `break`, and `stop` end the reply; what was generated stays in the conversation.
+
+        Raises:
+            ConfigError: The message has no text.
+            TurnError: The turn failed and was rolled back (raised after its last event), or another thread is reading
+                a reply of this chat.
+            StreamchatError: The chat is closed, or the engine has failed.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError("a message needs text")
+        return self._run(rq.Submit(text))
+
+    def retry(self) -> ReplyStream:
+        """Replace the newest reply by another one; events and errors as for `send`.
+
+        Raises:
+            ConfigError: The conversation has no turn.
+        """
+        if not self.history:
+            raise ConfigError("no reply to regenerate yet")
+        return self._run(rq.Retry())
+
+    def ask(self, text: str) -> Reply:
+        """Send a message and return the reply when it is complete; errors as for `send`."""
+        return _reply_of(self.send(text))
+
+    def show(self, text: str) -> None:
+        """Send a message and show the reply while it is generated: in the notebook's cell, or on stdout.
+
+        Errors are those of `send`.
+        """
+        stream, shown = self.send(text), live_reply()
+        try:
+            for event in stream:
+                if isinstance(event, ev.TextDelta):
+                    shown.add(event.text)
+        finally:
+            shown.end()
+
+    def stop(self) -> None:
+        """Stop the running reply, if there is one. May be called from any thread; does not wait."""
+        self._engine.send(rq.Stop())
+
+    # --- the conversation ---------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> tuple[ev.SavedTurn, ...]:
+        """The turns of the conversation, oldest first, also those that the model no longer sees."""
+        return self._inbox.turns
+
+    @property
+    def status(self) -> ChatStatus:
+        """The figures now."""
+        board = self._inbox.board
+        assert board.info is not None
+        rows = [row for group in status_table(board).values() for row in group]
+        return ChatStatus(board.info, board.cache, board.turns, board.session, rows_text(rows))
+
+    @property
+    def settings(self) -> Settings:
+        """The settings now."""
+        return self._engine.settings
+
+    @property
+    def session(self) -> str | None:
+        """Id of the saved session; None if the chat is not saved, or has no turn yet."""
+        return self._inbox.board.session
+
+    def set(self, **settings: rq.SettingValue) -> None:
+        """Change settings from the next turn on, as `/set` does.
+
+        Raises:
+            ConfigError: A setting cannot change during a chat, or its value is wrong.
+        """
+        for name in settings:
+            check_live(name)
+        for name, value in settings.items():
+            self._expect(rq.SetOption(name, value), ev.SettingChanged)
+
+    def pin(self, turn: int | None = None) -> None:
+        """Pin a turn, the newest by default, so that it is never evicted.
+
+        Raises:
+            ConfigError: There is no such turn, it was evicted, or it does not fit.
+        """
+        self._expect(rq.Pin(self._number(turn)), ev.TurnPinned)
+
+    def unpin(self, turn: int | None = None) -> None:
+        """Unpin a turn, the newest by default.
+
+        Raises:
+            ConfigError: There is no such turn.
+        """
+        self._expect(rq.Unpin(self._number(turn)), ev.TurnPinned)
+
+    def undo(self) -> str:
+        """Undo the newest turn, also what it evicted; return its message.
+
+        Raises:
+            ConfigError: There is no turn, or it is too old.
+        """
+        return self._expect(rq.Undo(), ev.TurnUndone).text
+
+    def clear(self) -> None:
+        """Start a new conversation with the same model and settings. A saved one stays saved."""
+        self._expect(rq.Clear(), ev.ConversationCleared)
+
+    # --- sessions -----------------------------------------------------------------------------------------------
+
+    def recall(self, words: str, *, limit: int = 12) -> list[SearchHit]:
+        """Return messages of all saved sessions that contain all `words`, best first.
+
+        Raises:
+            StoreError: The database cannot be read.
+        """
+        with Store() as store:
+            return store.search(words, limit=limit)
+
+    def save(self, title: str = "") -> str:
+        """Save the conversation as a session, from now on; return its id, with which the app can resume it.
+
+        Args:
+            title: Title of the session; by default the start of the first message.
+
+        Raises:
+            SessionError: The conversation has no turn yet.
+            StoreError: The database cannot be written.
+            ConfigError: `title` is not a title.
+        """
+        if not self.history:
+            raise SessionError("there is nothing to save yet; send a message first")
+        events = [] if self.session is not None else self._call(rq.Save())
+        if self.session is None:
+            raise StoreError(_reason(events))
+        if title:
+            with Store() as store:
+                store.rename(self.session, title)
+        return self.session
+
+    def export(self, path: str | PathLike[str]) -> Path:
+        """Write the saved conversation to a new file: `.md`, `.html`, `.jsonl` or `.json`; return its path.
+
+        Raises:
+            SessionError: The conversation is not saved.
+            ConfigError: The name has another ending.
+            StoreError: The file exists or cannot be written.
+        """
+        file = user_path(Path(path))
+        kind = FORMATS.get(file.suffix.lower())
+        if kind is None:
+            raise ConfigError(f"{file.name}: the file name must end in {', '.join(FORMATS)}")
+        if self.session is None:
+            raise SessionError("this conversation is not saved; call save() first")
+        with Store() as store:
+            stored = store.load(self.session)
+        write_export(file, export(stored, kind))
+        return file
+
+    def open(self, session: str, *, trust_model: bool = False) -> None:
+        """Resume a saved session in place of the current conversation, with its model and settings.
+
+        Args:
+            session: Its id, the start of one, or 'last'.
+            trust_model: Load the model that the session names even if only an imported file named it.
+
+        Raises:
+            SessionError: The session does not exist, is open elsewhere, or names an untrusted model.
+        """
+        found, agreed = self._found(session, trust_model)
+        if found == self.session:
+            return
+        events = self._call(rq.OpenSession(found, agreed))
+        if not any(isinstance(event, ev.ConversationResumed) for event in events):
+            raise SessionError(_reason(events))
+
+    def close(self) -> None:
+        """Stop everything, save the cache of a saved session, and release the model. May be called twice."""
+        self._is_closed = True
+        self._end()
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        board = self._inbox.board
+        name = one_line(board.info.name) if board.info is not None else self.settings.model
+        state = "closed" if self._is_closed else f"{board.cache.length:,} of {board.cache.cache_size:,} tokens cached"
+        return f"<Chat with {name}: {board.turns} turns, {state}>"
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def _run(self, request: rq.TurnRequest) -> ReplyStream:
+        self._settle()
+        self._engine.send(request)
+        self._turn = RunningTurn(self._engine, self._inbox)
+        stream = ReplyStream(self._turn)
+        self._stream = weakref.ref(stream)
+        return stream
+
+    def _settle(self) -> None:
+        """End a reply that nobody reads any more, and report what happened since the last call.
+
+        Raises:
+            TurnError: Another thread is reading it.
+            StreamchatError: The chat is closed.
+        """
+        if self._is_closed:
+            raise StreamchatError("the chat is closed; make a new one with Chat()")
+        turn = self._turn
+        if turn is not None and not turn.is_done:
+            is_read = self._stream is not None and self._stream() is not None
+            if is_read and turn.thread != threading.get_ident():
+                raise TurnError("another thread is reading a reply of this chat; wait for its end, or call stop()")
+            turn.cancel()
+        self._turn = None
+        for event in self._inbox.get_waiting():
+            _report(event)
+
+    def _call(self, request: rq.Request | None) -> list[ev.Event]:
+        """Send a request, wait until it was carried out, and return its events."""
+        self._settle()
+        if request is not None:
+            self._engine.send(request)
+        self._calls += 1
+        mark = str(self._calls)
+        self._engine.send(rq.CountTokens(mark))  # requests are answered in order
+        events: list[ev.Event] = []
+        while True:
+            event = self._inbox.get()
+            if isinstance(event, ev.TextCounted):
+                if event.text == mark:
+                    return events
+                continue  # of a call that was interrupted
+            events.append(event)
+            if request is None:
+                _report(event)
+
+    def _expect(self, request: rq.Request, kind: type[_E]) -> _E:
+        """Send a request and return the event of class `kind` that it causes.
+
+        Raises:
+            ConfigError: There was none.
+        """
+        events = self._call(request)
+        for event in events:
+            if isinstance(event, kind):
+                return event
+        raise ConfigError(_reason(events))
+
+    def _number(self, turn: int | None) -> int:
+        if turn is not None:
+            return turn
+        if not self.history:
+            raise ConfigError("the conversation has no turn yet")
+        return self.history[-1].number
+
+
+def _configuration(given: dict[str, rq.SettingValue]) -> Configuration:
+    configuration = from_arguments(given)
+    for name in given:
+        if spec_of(name).section not in SECTIONS:
+            raise ConfigError(f"{name} is a setting of the terminal; a Chat has those of {', '.join(SECTIONS)}")
+    return configuration
+
+
+def _reply_of(stream: ReplyStream) -> Reply:
+    for _ in stream:
+        pass
+    reply = stream.reply
+    assert reply is not None  # a stream that ends without one has raised
+    return reply
+
+
+def _reason(events: Sequence[ev.Event]) -> str:
+    """Return why a request had no effect: the text of its last notice."""
+    texts = [event.text for event in events if isinstance(event, ev.Notice)]
+    return texts[-1] if texts else "nothing has changed"
+
+
+def _report(event: ev.Event) -> None:
+    """Log a notice."""
+    if isinstance(event, ev.Notice):
+        _log.log(logging.INFO if event.level == "info" else logging.WARNING, "%s", one_line(event.text))
