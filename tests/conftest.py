@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.model)
 
 
+_FEW_MODULES = 50
+_settled_modules = 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settled_imports() -> None:
+    """Keep garbage collection from walking imported modules: half a million objects, each time an app collects."""
+    global _settled_modules
+    if len(sys.modules) > _settled_modules + _FEW_MODULES:
+        gc.collect()  # garbage would be kept forever
+        gc.freeze()
+        _settled_modules = len(sys.modules)
+
+
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the user's home, configuration, models and environment out of every test."""
@@ -59,6 +76,29 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("STREAMCHAT_HOME", str(home / "streamchat"))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
     monkeypatch.chdir(home)
+
+
+@pytest.fixture(scope="session")
+def _kernels_folder(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The folder of compiled kernels; None if this machine cannot compile them."""
+    from streamchat.kernels.build import KernelsUnavailableError, library
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STREAMCHAT_HOME", str(tmp_path_factory.mktemp("kernels")))
+        try:
+            built = library()
+        except KernelsUnavailableError:
+            return None
+    os.close(built.descriptor)
+    return built.path.parent
+
+
+@pytest.fixture
+def compiled_kernels(_isolated: None, _kernels_folder: Path | None) -> None:
+    """Processes that this test starts find the kernels compiled, as at every start but the first: seconds each."""
+    if _kernels_folder is not None:
+        to = Path(os.environ["STREAMCHAT_HOME"]) / "cache" / "kernels"
+        shutil.copytree(_kernels_folder, to)  # with the permissions, which are checked
 
 
 @pytest.fixture(scope="session")

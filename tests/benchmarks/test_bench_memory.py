@@ -39,6 +39,7 @@ def test_a_process_that_ends_before_it_reads_says_why() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 def test_a_chat_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save(tiny_llama(max_position_embeddings=4096), tmp_path / "model")
     arguments = ["--model", str(model), "--dtype", "float32", "--cache-size", "256", "--rounds", "1", "--json"]

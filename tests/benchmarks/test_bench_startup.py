@@ -47,6 +47,7 @@ def test_a_reply_without_text_ends_the_wait(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+@pytest.mark.usefixtures("compiled_kernels")
 def test_a_start_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save(tiny_llama(max_position_embeddings=4096), tmp_path / "model")
     arguments = ["--model", str(model), "--dtype", "float32", "--cache-size", "256", "--rounds", "1", "--json"]

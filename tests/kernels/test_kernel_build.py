@@ -16,6 +16,7 @@ from streamchat.kernels import build, library, platforms, sealed
 from streamchat.kernels.build import KernelsUnavailableError
 from streamchat.kernels.library import load_kernels, why_unavailable
 from streamchat.models.load import load_model
+from tests.support.kept_objects import compiler_that_keeps
 from tests.support.kernels import needs_kernels
 from tests.support.models_help import save, tiny_llama
 
@@ -27,6 +28,17 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(library, "_loaded", functools.cache(library._loaded.__wrapped__))
     return paths.cache_dir() / "kernels"
+
+
+@pytest.fixture(scope="module")
+def _objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("objects")
+
+
+@pytest.fixture
+def kept_objects(_objects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only sources that no test has compiled yet are compiled: all together take 5 s."""
+    monkeypatch.setattr(build, "_compile", compiler_that_keeps(_objects))
 
 
 def compiler(folder: Path, body: str) -> str:
@@ -121,6 +133,7 @@ def test_a_compiler_that_fails_is_told(
 
 @pytest.mark.slow
 @needs_kernels
+@pytest.mark.usefixtures("kept_objects")
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
@@ -193,6 +206,7 @@ def test_kernels_that_compute_something_else_are_refused(
 
 @pytest.mark.slow
 @needs_kernels
+@pytest.mark.usefixtures("kept_objects")
 def test_a_folder_that_others_can_write_is_refused_at_the_first_start_too(fresh: Path) -> None:
     fresh.mkdir(parents=True)
     for mode in (0o777, 0o770):
@@ -209,6 +223,7 @@ def test_a_folder_that_others_can_write_is_refused_at_the_first_start_too(fresh:
 
 @pytest.mark.slow
 @needs_kernels
+@pytest.mark.usefixtures("kept_objects")
 def test_a_folder_above_may_be_writable_by_a_group(fresh: Path) -> None:
     """As folders are where the umask is 002."""
     fresh.parent.mkdir(parents=True)
@@ -235,6 +250,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.slow
 @needs_kernels
+@pytest.mark.usefixtures("kept_objects")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_library_is_made_again(fresh: Path, whole: bytes, damage: str) -> None:
     """Loaded as they are, these end the process (SIGBUS, SIGSEGV), or turn the kernels off for good."""
@@ -298,6 +314,7 @@ def test_what_is_not_our_file_is_made_again(
 
 @pytest.mark.slow
 @needs_kernels
+@pytest.mark.usefixtures("kept_objects")
 def test_what_is_loaded_is_what_was_checked(fresh: Path, tmp_path: Path) -> None:
     """Also where somebody puts another file under the name in between."""
     made = build.library()
@@ -308,6 +325,7 @@ def test_what_is_loaded_is_what_was_checked(fresh: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @needs_kernels
+@pytest.mark.usefixtures("kept_objects")
 def test_an_end_without_an_error_does_not_pass_the_check(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -321,6 +339,7 @@ def test_an_end_without_an_error_does_not_pass_the_check(
 
 @pytest.mark.slow
 @needs_kernels
+@pytest.mark.usefixtures("kept_objects")
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
 def test_a_library_is_on_the_disk_before_it_has_its_name(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []

@@ -76,7 +76,7 @@ def test_perplexity_is_that_of_the_reference_and_far_below_cutting_without_rotat
     model: Any, english: torch.Tensor
 ) -> None:
     policies = Policies(model, cache_size=128, num_sink_tokens=4)
-    chunk = 8
+    english, chunk = english[:400], 8
     ours = perplexity(policies.streaming(), english, chunk)
     reference = perplexity(policies.reference(), english, chunk)
     assert ours == pytest.approx(reference, rel=0.005)
