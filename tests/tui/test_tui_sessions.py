@@ -235,7 +235,7 @@ async def test_the_id_is_in_the_panel_and_export_writes_a_file() -> None:
         assert "already exists" in driver.toasts[-1]
         driver.prompt.clear()
         await driver.enter("/export sea.doc")
-        assert "must end in .md, .jsonl, .json" in driver.toasts[-1]
+        assert "must end in .md, .html, .jsonl, .json" in driver.toasts[-1]
         driver.prompt.clear()
         await driver.enter("/title  Of the   sea ")
         await driver.until(lambda: any("title changed to “Of the sea”" in line for line in driver.lines))
