@@ -20,7 +20,7 @@ from streamchat.cli import flags
 from streamchat.cli.flags import Subparsers
 from streamchat.cli.serve import add_server_flags
 
-COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
+COMMANDS = ("serve", "replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
 """Modules of `streamchat.commands`, each a `Command`, in help order."""
 
 

@@ -92,6 +92,8 @@ class Conversation:
         self._hook.attach()
         self.speed = Speed()
         """Speed of the running or latest reply."""
+        self.stop_strings: tuple[str, ...] = ()
+        """Texts that end a reply, besides those of the format."""
         self._text: ReplyText | None = None
         self.system_tokens = 0
         """Length of the system block, the first of the token log."""
@@ -113,8 +115,12 @@ class Conversation:
 
     # --- operations -------------------------------------------------------------------------------------------
 
-    def start_over(self, chat_format: ChatFormat) -> None:
+    def start_over(self, chat_format: ChatFormat, *, prefill: bool = True) -> None:
         """Clear the conversation, and prefill the system block of `chat_format`.
+
+        Args:
+            chat_format: The format of turns.
+            prefill: False if a saved session is restored next, with a system block of its own.
 
         Raises:
             ConfigError: The system block does not fit. Nothing has changed then.
@@ -130,7 +136,7 @@ class Conversation:
         self.speculator.start_over()
         self.speed = Speed()
         self.system_tokens = len(block)
-        if block:
+        if block and prefill:
             self.feeder.feed(block)
             self.cache.pin(0, len(block))
 
@@ -191,7 +197,8 @@ class Conversation:
         return self._new_text().read(ids)
 
     def _new_text(self) -> ReplyText:
-        return ReplyText(self.tokenizer, self.encoder.format.stop_strings, self._reply_format)
+        stops = (*self.encoder.format.stop_strings, *self.stop_strings)
+        return ReplyText(self.tokenizer, stops, self._reply_format)
 
     def run_turn(self, text: str, cancelled: Callable[[], bool], reply: str | None = None) -> TurnOutcome:
         """Prefill `text`, generate a reply, close the turn. Emits events up to, but not including, `TurnFinished`.
@@ -248,10 +255,11 @@ class Conversation:
             self.rollback.end_turn()
         return outcome
 
-    def undo(self, *, restore_rng: bool = True) -> UndoResult:
-        """Undo the newest turn.
+    def undo(self, number: int | None = None, *, restore_rng: bool = True) -> UndoResult:
+        """Undo turn `number` and all later ones.
 
         Args:
+            number: Turn number; None for the newest.
             restore_rng: Also restore the random generator, so that the same message gets the same reply.
 
         Raises:
@@ -259,7 +267,7 @@ class Conversation:
         """
         if not self.log.turns:
             raise ConfigError("nothing to undo yet")
-        turn = self.log.turns[-1]
+        turn = self.log.turns[-1 if number is None else number - 1]
         if turn.before is None:
             raise ConfigError(f"turn {turn.number} is too old to undo; only the last {REACH} turns can be undone")
         result = self.rollback.undo(turn)
