@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _KEY = os.urandom(16)  # so that nobody can prepare two texts with the same digest
 _HALF = 8
-_ID = re.compile(r"([a-z0-9]{1,32})_([0-9]{1,9})_([0-9a-z]{1,16})", re.ASCII)
+_ID = re.compile(r"(?:resp_)?([a-z0-9]{1,32})_([0-9]{1,9})_([0-9a-z]{1,16})", re.ASCII)
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _clock = itertools.count(1)
 

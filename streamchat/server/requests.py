@@ -131,7 +131,7 @@ def read_response(body: Mapping[str, Any], served: Served) -> Request:
         read.message,
         tuple(read.history),
         system_of(system, served.settings),
-        previous=previous.removeprefix("resp_"),
+        previous=previous,
         scope=scope,
         settings=settings,
         stop=stop,

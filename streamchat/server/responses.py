@@ -101,7 +101,7 @@ class Response:
             "model": self._model,
             "output": [],
             "parallel_tool_calls": False,
-            "previous_response_id": f"resp_{prompt.previous}" if prompt.previous else None,
+            "previous_response_id": prompt.previous or None,
             "store": prompt.keep,
             "temperature": prompt.settings.get("temperature"),
             "text": {"format": {"type": "text"}},

@@ -25,6 +25,7 @@ from streamchat.server.requests import Served
 from streamchat.sessions.archive import OpenStore
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.types import ASGIApp
 
 GRACE_S = 5
@@ -81,11 +82,13 @@ class ApiServer:
         progress: Progress = silent,
     ) -> None:
         self._configuration, self._options = configuration, options
-        self._socket = open_port(options.host, options.port)
-        self.port: int = self._socket.getsockname()[1]
         self.token, self.new_token = "", False
         if options.token_file is not None or needs_token(options.host):
             self.token, self.new_token = read_token(options.token_file or token_path())
+        self._socket = open_port(options.host, options.port)
+        self.port: int = self._socket.getsockname()[1]
+        self._server: uvicorn.Server | None = None
+        self._is_stopping = False
         self._admission = Admission(options.limits.requests)
         self._metrics = ServerMetrics(self._admission)
         self.model = ModelThread(
@@ -101,18 +104,24 @@ class ApiServer:
         return f"http://{bracketed(host)}:{self.port}/v1"
 
     def load(self) -> None:
-        """Load the model.
+        """Load the model; from then on, clients can connect.
 
         Raises:
             StreamchatError: It cannot be loaded, or the store cannot be opened.
         """
         self.model.start()
+        self._socket.listen(BACKLOG)
 
     def run(self) -> bool:
         """Serve until SIGINT or SIGTERM, then stop the replies and save the sessions; return whether that succeeded.
 
-        A second signal does not wait for open connections.
+        A second signal does not wait for open connections. Call in the main thread.
         """
+        with on_signals((signal.SIGINT, signal.SIGTERM), lambda number: self.stop()):
+            return self.serve()
+
+    def serve(self) -> bool:
+        """Serve until `stop`; as `run`, in any thread."""
         import uvicorn
 
         class Server(uvicorn.Server):
@@ -122,7 +131,7 @@ class ApiServer:
             def capture_signals(self) -> Iterator[None]:
                 yield
 
-        server = Server(
+        self._server = Server(
             uvicorn.Config(
                 self._app(),
                 backlog=BACKLOG,
@@ -135,15 +144,17 @@ class ApiServer:
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
+        self._server.should_exit = self._is_stopping
+        self._server.run(sockets=[self._socket])
+        return self.model.close()
 
-        def stop(number: int) -> None:
-            server.force_exit = server.should_exit
-            server.should_exit = True
-            self.model.stop()
-
-        with on_signals((signal.SIGINT, signal.SIGTERM), stop):
-            server.run(sockets=[self._socket])
-            return self.model.close()
+    def stop(self) -> None:
+        """Stop all replies and let `serve` return; may be called from any thread."""
+        self.model.stop()
+        if self._server is not None:
+            self._server.force_exit = self._is_stopping
+            self._server.should_exit = True
+        self._is_stopping = True
 
     def close(self) -> None:
         """Free the port and end the model's thread, after a start that failed."""

@@ -79,9 +79,10 @@ class Scheduler:
             return
         if self._inbox.empty() and not any(task.ready for task in self._tasks if task.greenlet is not getcurrent()):
             self._start_slice()
-            return
-        assert self._hub is not None
-        self._hub.switch()
+        else:
+            assert self._hub is not None
+            self._hub.switch()
+        self._steps = 1
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """Let the running task wait until `condition` holds."""
