@@ -23,6 +23,7 @@ MODES = {
     "decode": ("decode_page", "measure the decode step on the CPU"),
     "speculative": ("speculation", "measure decoding with and without speculation on the CPU"),
     "busy": ("busy", "measure decoding while N busy loops run, for each N (default: 0,2,4,6)"),
+    "serve": ("serving", "measure `streamchat serve` over HTTP, and switching between its sessions"),
     "gpu": ("gpu", "measure one GPU, with native weights"),
 }
 """Flag -> module of `streamchat.benchmarks` with `run(args, configuration, progress) -> Page`, and help."""
@@ -55,9 +56,10 @@ DESCRIPTION = (
     "installed). --resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of "
     "the engine and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. "
     "--speculative: tokens per second with and without speculation, on text that repeats and on prose. --busy: time "
-    "per token of streamchat and of llama.cpp while other programs compute. --gpu: tokens per second of the engine and "
-    "of transformers' generate on one GPU, the limit set by the GPU's memory bandwidth, and memory and time per token "
-    "over a long stream."
+    "per token of streamchat and of llama.cpp while other programs compute. --serve: time to the first token over HTTP "
+    "and in the embedded chat, switching between sessions, and replies that take turns. --gpu: tokens per second of "
+    "the engine and of transformers' generate on one GPU, the limit set by the GPU's memory bandwidth, and memory and "
+    "time per token over a long stream."
 )
 
 

@@ -23,7 +23,7 @@ from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.generation import Cancelled, Generation, TurnOutcome, close_reply, require_room
 from streamchat.conversation.log import Speed, TokenLog, TurnRecord, TurnStart
 from streamchat.conversation.pins import require_window, set_pin
-from streamchat.conversation.reply import ReplyText, learn_reply_format
+from streamchat.conversation.reply import PreparedFormat, ReplyText, prepare_format
 from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
 from streamchat.conversation.sampling import Sampler, SamplerFactory, new_generator
 from streamchat.conversation.speculation.speculator import Speculator
@@ -115,21 +115,21 @@ class Conversation:
 
     # --- operations -------------------------------------------------------------------------------------------
 
-    def start_over(self, chat_format: ChatFormat, *, prefill: bool = True) -> None:
+    def start_over(self, chat_format: ChatFormat | PreparedFormat, *, prefill: bool = True) -> None:
         """Clear the conversation, and prefill the system block of `chat_format`.
 
         Args:
-            chat_format: The format of turns.
+            chat_format: The format of turns; learning a prepared one again takes no time.
             prefill: False if a saved session is restored next, with a system block of its own.
 
         Raises:
             ConfigError: The system block does not fit. Nothing has changed then.
         """
-        encoder = ChatEncoder(self.tokenizer, chat_format)
-        block = encoder.system_block()
+        if not isinstance(chat_format, PreparedFormat):
+            chat_format = prepare_format(self.model, self.tokenizer, chat_format)
+        block = chat_format.encoder.system_block()
         require_window(self.cache, len(block))
-        self.encoder = encoder
-        self._reply_format = learn_reply_format(self.model, self.tokenizer, encoder)
+        self.encoder, self._reply_format = chat_format.encoder, chat_format.reply_format
         self.cache.reset()
         self.log.clear()
         self.rollback.clear()

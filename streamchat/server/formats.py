@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 from streamchat.config.settings import Settings
-from streamchat.conversation.template.chat_format import ChatFormat
+from streamchat.conversation.reply import PreparedFormat, prepare_format
 from streamchat.conversation.template.format import choose_format
 
 MAX_FORMATS = 256
@@ -17,20 +17,22 @@ class Formats:
     """Keeps the formats of the latest system prompts. A format with a clock is made for each conversation.
 
     Args:
-        tokenizer: The model's tokenizer.
+        model: The model.
+        tokenizer: Its tokenizer.
         settings: The settings of the server.
     """
 
-    def __init__(self, tokenizer: Any, settings: Settings) -> None:
-        self._tokenizer, self._settings = tokenizer, settings
-        self._kept: OrderedDict[str, ChatFormat] = OrderedDict()
+    def __init__(self, model: Any, tokenizer: Any, settings: Settings) -> None:
+        self._model, self._tokenizer, self._settings = model, tokenizer, settings
+        self._kept: OrderedDict[str, PreparedFormat] = OrderedDict()
 
-    def of(self, system_prompt: str) -> ChatFormat:
+    def of(self, system_prompt: str) -> PreparedFormat:
         """Return the format of turns with this system prompt."""
         found = self._kept.get(system_prompt)
         if found is None:
-            found = choose_format(self._tokenizer, self._settings.chat_format, system_prompt)
-            if _CLOCK in found.source:
+            chosen = choose_format(self._tokenizer, self._settings.chat_format, system_prompt)
+            found = prepare_format(self._model, self._tokenizer, chosen)
+            if _CLOCK in chosen.source:
                 return found
             self._kept[system_prompt] = found
             if len(self._kept) > MAX_FORMATS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable
 
 from streamchat.server.calls import Call
@@ -22,6 +24,7 @@ class LiveSessions:
         wait: Lets the running task wait for a condition.
         finish_snapshot: Waits until the snapshot of a session is on the disk.
         forget: Called with a session that is neither saved nor live any more.
+        observe_switch: Called with each of the `switch_times`.
     """
 
     def __init__(
@@ -31,12 +34,13 @@ class LiveSessions:
         wait: Callable[[Callable[[], bool]], None],
         finish_snapshot: Callable[[str], None],
         forget: Callable[[KnownSession], None],
+        observe_switch: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        self._size, self._make_seat, self._wait = size, make_seat, wait
-        self._finish_snapshot, self._forget = finish_snapshot, forget
+        self._size, self.make_seat, self._wait = size, make_seat, wait
+        self._finish_snapshot, self._forget, self._observe_switch = finish_snapshot, forget, observe_switch
         self.seats: list[Seat] = []
-        self.switches = 0
-        """How often a session left its seat for another one."""
+        self.switch_times: deque[float] = deque(maxlen=1000)
+        """The latest times, in seconds, to put a saved session into a seat, in place of another one if all are used."""
 
     def seat_of(self, session: KnownSession, call: Call, *, is_new: bool) -> Seat:
         """Return the seat of a session, which is restored or started there first if it is not live.
@@ -50,13 +54,16 @@ class LiveSessions:
         self._wait(lambda: self._has_free_seat() or call.cancelled.is_set())
         if call.cancelled.is_set():
             raise CallCancelledError
+        started = time.perf_counter()
         seat = self._free_seat()
         seat.prefilled_again = 0
         if is_new:
             seat.start(session)
-        else:
-            self._finish_snapshot(session.id)
-            seat.resume(session)
+            return seat
+        self._finish_snapshot(session.id)
+        seat.resume(session)
+        self.switch_times.append(time.perf_counter() - started)
+        self._observe_switch(self.switch_times[-1])
         return seat
 
     def drop(self, session: KnownSession) -> None:
@@ -71,9 +78,9 @@ class LiveSessions:
             seat.close()
         self.seats = []
 
-    def new_seat(self) -> Seat:
+    def add_seat(self) -> Seat:
         """Add an empty seat."""
-        seat = self._make_seat()
+        seat = self.make_seat()
         self.seats.append(seat)
         return seat
 
@@ -91,12 +98,11 @@ class LiveSessions:
             if seat.session is None:
                 return seat
         if len(self.seats) < self._size:
-            return self.new_seat()
+            return self.add_seat()
         seat = min(filter(_is_free, self.seats), key=lambda seat: 0 if seat.session is None else seat.session.used)
         session = seat.session
         assert session is not None
         seat.release()
-        self.switches += 1
         if not session.is_saved:
             self._forget(session)
         return seat

@@ -12,6 +12,7 @@ from streamchat.telemetry.metrics import MetricSet
 
 FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+SWITCH_S = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class ServerMetrics:
@@ -42,6 +43,13 @@ class ServerMetrics:
             "gen_ai_server_time_per_output_token_seconds",
             "Time per token of a reply after its first one.",
             buckets=TOKEN_S,
+            registry=registry,
+        )
+
+        self.switch = Histogram(
+            "streamchat_server_switch_seconds",
+            "Time to put a saved session into memory, in place of another one.",
+            buckets=SWITCH_S,
             registry=registry,
         )
 

@@ -43,6 +43,7 @@ class ModelThread:
         load: Loads the model; replaceable for tests.
         open_store: Opens the store of saved sessions; None saves nothing.
         observe: Called with every event and its session, on the model's thread.
+        observe_switch: Called with the time, in seconds, to put a saved session into a seat, on the model's thread.
         progress: Reports the progress of loading.
     """
 
@@ -54,12 +55,17 @@ class ModelThread:
         *,
         open_store: OpenStore | None = None,
         observe: Observe = lambda session, event: None,
+        observe_switch: Callable[[float], None] = lambda seconds: None,
         progress: Progress = silent,
     ) -> None:
         self._configuration, self._size, self._load = configuration, live, load
         self._open_store, self._observe, self._progress = open_store, observe, progress
+        self._observe_switch = observe_switch
         self.scheduler = Scheduler()
         self.known = KnownSessions()
+        self.attachment = Attachment()
+        self.loaded: LoadedModel | None = None
+        """The model, its tokenizer and more; for the model's thread. None until it is loaded."""
         self.info: ev.ModelInfo | None = None
         """The model; None until it is loaded."""
         self.notes: tuple[str, ...] = ()
@@ -155,14 +161,14 @@ class ModelThread:
             yield store
 
     def _serve(self, store: Store | None) -> None:
-        loaded = self._load(self._configuration, self._progress)
+        loaded = self.loaded = self._load(self._configuration, self._progress)
         writer = SnapshotWriter(self._note_failure)
         live = self._new_live(loaded, writer)
         self.live = live
         try:
             from streamchat.server.service import Service
 
-            seat = live.new_seat()  # loads what a first request would wait for, and reports wrong settings now
+            seat = live.add_seat()  # loads what a first request would wait for, and reports wrong settings now
             self.info, self.notes = seat.started.info, seat.started.notes
             self._service = Service(self.known, live, self._saved(store, loaded), self.scheduler.wait)
             self._ready.set()
@@ -185,13 +191,20 @@ class ModelThread:
         parts = SeatParts(
             self._configuration,
             loaded,
-            Attachment(),
-            Formats(loaded.tokenizer, self._configuration.settings).of,
+            self.attachment,
+            Formats(loaded.model, loaded.tokenizer, self._configuration.settings).of,
             new_archive,
             self.scheduler.pause,
             self._publish,
         )
-        return LiveSessions(self._size, lambda: Seat(parts), self.scheduler.wait, writer.finish, self.known.remove)
+        return LiveSessions(
+            self._size,
+            lambda: Seat(parts),
+            self.scheduler.wait,
+            writer.finish,
+            self.known.remove,
+            self._observe_switch,
+        )
 
     def _saved(self, store: Store | None, loaded: LoadedModel) -> SavedSessions | None:
         from streamchat.models.fingerprint import model_fingerprint

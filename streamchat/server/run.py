@@ -92,7 +92,13 @@ class ApiServer:
         self._admission = Admission(options.limits.requests)
         self._metrics = ServerMetrics(self._admission)
         self.model = ModelThread(
-            configuration, options.live, load, open_store=open_store, observe=self._metrics.update, progress=progress
+            configuration,
+            options.live,
+            load,
+            open_store=open_store,
+            observe=self._metrics.update,
+            observe_switch=self._metrics.switch.observe,
+            progress=progress,
         )
 
     @property

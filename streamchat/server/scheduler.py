@@ -36,7 +36,7 @@ class Scheduler:
     """Runs tasks in slices. `submit`, `wake`, and `close` may be called from any thread, the rest on the model's."""
 
     def __init__(self, steps: int = SLICE_STEPS, seconds: float = SLICE_S) -> None:
-        self._max_steps, self._max_seconds = steps, seconds
+        self.max_steps, self._max_seconds = steps, seconds
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._tasks: list[_Task] = []
         """In the order in which they came; those that wait for the same thing get it in this order."""
@@ -75,7 +75,7 @@ class Scheduler:
     def pause(self) -> None:
         """End the slice of the running task if it is over and another task can run. Called before a forward pass."""
         self._steps += 1
-        if self._steps <= self._max_steps and time.perf_counter() < self._slice_end:
+        if self._steps <= self.max_steps and time.perf_counter() < self._slice_end:
             return
         if self._inbox.empty() and not any(task.ready for task in self._tasks if task.greenlet is not getcurrent()):
             self._start_slice()

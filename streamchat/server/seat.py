@@ -23,7 +23,7 @@ from streamchat.sessions.archive import Archive, ClaimedSession
 
 if TYPE_CHECKING:  # torch is imported on the model's thread only
     from streamchat.conversation.conversation import Conversation
-    from streamchat.conversation.template.chat_format import ChatFormat
+    from streamchat.conversation.reply import PreparedFormat
     from streamchat.models.load import LoadedModel
 
 Listener = Callable[[ev.Event], None]
@@ -36,7 +36,7 @@ class SeatParts:
     configuration: Configuration
     loaded: LoadedModel
     attachment: Attachment
-    formats: Callable[[str], ChatFormat]
+    formats: Callable[[str], PreparedFormat]
     """Returns the format of turns with a system prompt."""
     new_archive: Callable[[Callable[[ev.Event], None]], Archive]
     """Returns an open archive that emits its events to a function."""

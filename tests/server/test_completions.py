@@ -175,26 +175,29 @@ def test_one_exchange_does_not_recognize_a_session(api: Running) -> None:
     assert session_of(found["id"]) != session_of(first["id"])
 
 
-@pytest.mark.parametrize("live", [1, 2, 4])
-def test_interleaved_sessions_never_mix(tmp_path: Path, live: int) -> None:
+@pytest.mark.parametrize(
+    ("live", "clients", "turns"),
+    [(1, 4, 6), (2, 4, 6), (4, 4, 6), pytest.param(2, 2, 500, marks=pytest.mark.slow)],
+)
+def test_interleaved_sessions_never_mix(tmp_path: Path, live: int, clients: int, turns: int) -> None:
     """Clients at the same time, each with its own words: every session has the ids of a chat of its own."""
-    words = ["sea", "dragon", "Paris", "girl"]
+    words = ["sea", "dragon", "Paris", "girl"][:clients]
     histories: dict[str, list[Message]] = {word: [] for word in words}
     ids: dict[str, str] = {}
+    with serving(tmp_path, options=Options(port=0, live=live), max_new_tokens=4) as api:
 
-    def work(word: str) -> None:
-        own = random.Random(word)
-        for turn in range(8):
-            text = f"Tell me {turn} of the {word} {'again ' * own.randrange(4)}"
-            ids[word] = session_of(chat(api, histories[word], text)["id"])
+        def work(word: str) -> None:
+            own = random.Random(word)
+            for turn in range(turns):
+                text = f"Tell me {turn} of the {word} {'again ' * own.randrange(4)}"
+                ids[word] = session_of(chat(api, histories[word], text)["id"])
 
-    with serving(tmp_path, options=Options(port=0, live=live)) as api:
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(clients) as pool:
             list(pool.map(work, words))
-        assert len(set(ids.values())) == 4
+    assert len(set(ids.values())) == clients
     with Store(tmp_path / "sessions.db") as store:
         for word in words:
-            own = embedded()
+            own = embedded(max_new_tokens=4)
             for message in histories[word][::2]:
                 own.run_turn(message["content"], lambda: False)
             stored = store.load(ids[word])
