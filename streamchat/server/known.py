@@ -9,13 +9,9 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
 from streamchat.base.thinking import split
 from streamchat.server.calls import Exchange
-
-if TYPE_CHECKING:
-    from streamchat.server.seat import Seat
 
 _KEY = os.urandom(16)  # so that nobody can prepare two texts with the same digest
 _HALF = 8
@@ -107,8 +103,8 @@ class KnownSession:
     """Turns whose reply was cut off."""
     completions: set[int] = field(default_factory=set)
     """Turns that came to `/v1/chat/completions`, so that no id of them is in use."""
-    seat: Seat | None = None
-    """Where its cache is; None if it is only on the disk."""
+    is_live: bool = False
+    """Whether its cache is in memory."""
     is_busy: bool = False
     """Whether a request works on it."""
     used: int = field(default_factory=lambda: next(_clock))
@@ -188,7 +184,7 @@ class KnownSessions:
         self._sessions[session.id] = session
         if len(self._sessions) > MAX_KNOWN:
             for each in self:
-                if each.is_saved and each.seat is None and not each.is_busy:
+                if each.is_saved and not each.is_live and not each.is_busy:
                     self.remove(each)
                     break
 

@@ -49,8 +49,8 @@ class LiveSessions:
             CallCancelledError: The call was cancelled while all seats were busy.
             SessionError: The session cannot be restored.
         """
-        if session.seat is not None:
-            return session.seat
+        if session.is_live:
+            return self._seat_with(session)
         self._wait(lambda: self._has_free_seat() or call.cancelled.is_set())
         if call.cancelled.is_set():
             raise CallCancelledError
@@ -68,8 +68,8 @@ class LiveSessions:
 
     def drop(self, session: KnownSession) -> None:
         """Free the seat of a session that is not kept."""
-        if session.seat is not None:
-            session.seat.release()
+        if session.is_live:
+            self._seat_with(session).release()
         self._forget(session)
 
     def close(self) -> None:
@@ -88,6 +88,9 @@ class LiveSessions:
         """Publish the figures of all live sessions."""
         for seat in self.seats:
             seat.sample()
+
+    def _seat_with(self, session: KnownSession) -> Seat:
+        return next(seat for seat in self.seats if seat.session is session)
 
     def _has_free_seat(self) -> bool:
         return len(self.seats) < self._size or any(map(_is_free, self.seats))

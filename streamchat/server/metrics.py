@@ -67,7 +67,7 @@ class ServerMetrics:
         self._set.update(event)
         match event:
             case ev.StatusSampled():
-                self._samples = {each: sample for each, sample in self._samples.items() if each.seat is not None}
+                self._samples = {each: sample for each, sample in self._samples.items() if each.is_live}
                 self._samples[session] = event
             case ev.TurnFinished(stats=stats, rolled_back=False) if stats.new_tokens:
                 if stats.ttft_s is not None:
@@ -81,7 +81,7 @@ class ServerMetrics:
         """Return the metrics in Prometheus' format, and its media type."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-        samples = [sample for session, sample in self._samples.items() if session.seat is not None]
+        samples = [sample for session, sample in self._samples.items() if session.is_live]
         self._live.set(len(samples))
         self._requests.set(self._admission.running)
         self._set.cache_tokens.set(sum(sample.cache.length for sample in samples))

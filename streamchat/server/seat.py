@@ -106,7 +106,7 @@ class Seat:
             self._restore(session, claimed)
         except BaseException:
             claimed.lock.release()
-            self.session, session.seat = None, None
+            self.session, session.is_live = None, False
             raise
 
     def _restore(self, session: KnownSession, claimed: ClaimedSession) -> None:
@@ -122,15 +122,15 @@ class Seat:
         """Continue the conversation as another session; the one that was here goes to the disk."""
         assert self.session is not None
         self._save()
-        self.session.seat = None
-        self.session, session.seat = session, self
+        self.session.is_live = False
+        self.session, session.is_live = session, True
         self._record()
 
     def release(self) -> None:
         """Save the session and free the seat; its buffers stay allocated."""
         if self.session is not None:
             self._save()
-            self.session.seat, self.session = None, None
+            self.session.is_live, self.session = False, None
 
     def can_undo_after(self, turns: int) -> bool:
         """Return whether all turns after the first `turns` can be undone."""
@@ -161,7 +161,7 @@ class Seat:
         self._use()
         prompt = self.settings.system_prompt if session.system is None else session.system
         chat_format = self._parts.formats(prompt)
-        self.session, session.seat = session, self
+        self.session, session.is_live = session, True
         self.conversation.settings = replace(self.settings, system_prompt=prompt)
         self.conversation.start_over(chat_format, prefill=prefill)
         self.conversation.reseed()

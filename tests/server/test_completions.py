@@ -45,10 +45,9 @@ def chat(api: Running, history: list[Message], text: str, **fields: Any) -> dict
 
 
 def conversation_of(api: Running, session: str) -> Conversation:
-    known = api.server.model.known.get(session)
-    assert known is not None
-    assert known.seat is not None
-    return known.seat.conversation
+    assert api.server.model.live is not None
+    seats = api.server.model.live.seats
+    return next(seat.conversation for seat in seats if seat.session is not None and seat.session.id == session)
 
 
 def embedded(**settings: Any) -> Conversation:
