@@ -96,7 +96,7 @@ class KnownSession:
     id: str = field(default_factory=lambda: f"x{secrets.token_hex(12)}")
     """The id of the saved session; one that begins with x while it is not saved."""
     keys: list[bytes] = field(default_factory=list)
-    """The digest of each turn."""
+    """The digest of each turn; change it with `add_turn`, `set_turns`, and `cut_after`."""
     stamps: dict[int, str] = field(default_factory=dict)
     """Of the newest turns: the stamp of its id."""
     cut: set[int] = field(default_factory=set)
@@ -110,6 +110,23 @@ class KnownSession:
     used: int = field(default_factory=lambda: next(_clock))
     """Larger than that of every session that was used earlier."""
 
+    def __post_init__(self) -> None:
+        self._digests = bytearray(b"".join(self.keys))
+
+    def add_turn(self, key: bytes) -> None:
+        """Add the digest of a turn."""
+        self.keys.append(key)
+        self._digests += key
+
+    def set_turns(self, keys: Iterable[bytes]) -> None:
+        """Replace the digests of all turns."""
+        self.keys = list(keys)
+        self._digests = bytearray(b"".join(self.keys))
+
+    def may_have(self, key: bytes) -> bool:
+        """Return whether a turn may have this digest, also that of its reply alone. Takes about a microsecond."""
+        return key in self._digests
+
     @property
     def is_saved(self) -> bool:
         """Whether the store has it."""
@@ -121,7 +138,7 @@ class KnownSession:
 
     def cut_after(self, turns: int) -> None:
         """Forget the turns after the first `turns`."""
-        del self.keys[turns:]
+        self.set_turns(self.keys[:turns])
         self.stamps = {number: stamp for number, stamp in self.stamps.items() if number <= turns}
         self.cut = {number for number in self.cut if number <= turns}
         self.completions = {number for number in self.completions if number <= turns}
@@ -238,6 +255,8 @@ def _matches(keys: Sequence[bytes], session: KnownSession) -> Iterator[Match]:
     for count in (len(keys), len(keys) - 1):  # the newest reply may have been cut, or changed by the user
         if count < MIN_TAIL:
             break
+        if not session.may_have(keys[count - 1]):
+            continue
         for end in range(len(turns), max(oldest, count + 1) - 1, -1):
             if all(map(is_same, turns[end - count : end], keys[:count])):
                 yield Match(session, end, count, False)

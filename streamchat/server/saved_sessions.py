@@ -56,5 +56,5 @@ class SavedSessions:
         system = None if prompt == self._settings.system_prompt else str(prompt)
         session = KnownSession(system, str(info.settings.get(SCOPE, "")), id=info.id)
         if stored is not None:
-            session.keys = [turn_key(turn.text, turn.reply) for turn in stored.turns]
+            session.set_turns(turn_key(turn.text, turn.reply) for turn in stored.turns)
         return session

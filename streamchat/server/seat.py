@@ -113,7 +113,7 @@ class Seat:
         stored, result = self._archive.restore_into(self.started, claimed)
         self.prefilled_again += result.read_again
         turns = self.conversation.log.turns
-        session.keys = [turn_key(turn.text, turn.reply) for turn in turns]
+        session.set_turns(turn_key(turn.text, turn.reply) for turn in turns)
         newest = stored.turns[-DEPTH - 1 :]
         session.stamps = {turn.number: stamp_of(turn.started) for turn in newest if turn.number <= len(turns)}
         session.cut = {turn.number for turn in newest if turn.finish_reason == "cancelled"} | {result.cut_turn}
@@ -240,7 +240,7 @@ class Seat:
                 session.stamps[turn] = stamp_of(started)
                 session.stamps.pop(turn - DEPTH - 1, None)
             case ev.TurnFinished(rolled_back=False, stats=stats, text=text, reply=reply):
-                session.keys.append(turn_key(text, reply))
+                session.add_turn(turn_key(text, reply))
                 if event.finish_reason == "cancelled":
                     session.cut.add(stats.turn)
             case _:
