@@ -246,7 +246,7 @@ def _of(each: argparse.ArgumentParser, name: str, level: int = 2) -> Iterator[st
             below.append(action)
         elif action.dest in setting_fields() and action.default is argparse.SUPPRESS:
             settings.append(f"`{flag_of(action.dest)}`")
-        elif action.dest != "help":
+        elif action.dest != "help" and action.help is not argparse.SUPPRESS:
             rows.append(f"| `{_usage(action)}` | {_cell((action.help or '').replace('%%', '%'))} |")
     if rows:
         yield from ["", "| argument | meaning |", "| --- | --- |", *rows]

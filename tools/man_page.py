@@ -103,7 +103,8 @@ def _is_setting(action: argparse.Action) -> bool:
 
 def _flags(actions: Iterable[argparse.Action]) -> Iterator[str]:
     for action in actions:
-        if action.dest != "help" and not isinstance(action, argparse._SubParsersAction):
+        is_shown = action.dest != "help" and action.help is not argparse.SUPPRESS
+        if is_shown and not isinstance(action, argparse._SubParsersAction):
             yield from _entry(_usage(action), (action.help or "").replace("%%", "%"))
 
 

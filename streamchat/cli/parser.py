@@ -20,9 +20,10 @@ from streamchat.cli import flags, old_serve
 from streamchat.cli.flags import Subparsers
 
 COMMANDS = (
+    "serve",
+    "web",
     "replay",
     "monitor",
-    "web",
     "sessions",
     "verify",
     "ppl",

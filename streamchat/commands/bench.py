@@ -24,6 +24,7 @@ MODES = {
     "decode": ("decode_page", "measure the decode step on the CPU"),
     "speculative": ("speculation", "measure decoding with and without speculation on the CPU"),
     "busy": ("busy", "measure decoding while N busy loops run, for each N (default: 0,2,4,6)"),
+    "serve": ("serving", "measure `streamchat serve` over HTTP, and switching between its sessions"),
     "gpu": ("gpu.command", "measure one GPU: models of several sizes, each with several decode steps"),
     "questions": ("questions", "count right answers to 40 simple questions, by sampling settings"),
 }
@@ -65,10 +66,11 @@ DESCRIPTION = (
     "installed). --resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of "
     "the engine and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. "
     "--speculative: tokens per second with and without speculation, on text that repeats and on prose. --busy: time "
-    "per token of streamchat and of llama.cpp while other programs compute. --gpu: tokens per second, share of the "
-    "measured memory bandwidth, kernels per token and time to the first token of several models on one GPU, with each "
-    "decode step and with transformers' generate (growing cache, and compiled static cache). --questions: right "
-    "answers to 40 simple questions for each --sampling."
+    "per token of streamchat and of llama.cpp while other programs compute. --serve: time to the first token over HTTP "
+    "and in the embedded chat, switching between sessions, and replies that take turns. --gpu: tokens per second, "
+    "share of the measured memory bandwidth, kernels per token and time to the first token of several models on one "
+    "GPU, with each decode step and with transformers' generate (growing cache, and compiled static cache). "
+    "--questions: right answers to 40 simple questions for each --sampling."
 )
 
 

@@ -25,7 +25,7 @@ from streamchat.conversation.generation import Cancelled, Generation, TurnOutcom
 from streamchat.conversation.log import Speed, TokenLog, TurnRecord, TurnStart
 from streamchat.conversation.loops import LoopWatch, is_guarded
 from streamchat.conversation.pins import require_window, set_pin
-from streamchat.conversation.reply import ReplyText, learn_reply_format
+from streamchat.conversation.reply import PreparedFormat, ReplyText, prepare_format
 from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
 from streamchat.conversation.sampling import Sampler, SamplerFactory, TokenSampler, new_generator
 from streamchat.conversation.speculation.speculator import Speculator
@@ -97,6 +97,8 @@ class Conversation:
         self._hook.attach()
         self.speed = Speed()
         """Speed of the running or latest reply."""
+        self.stop_strings: tuple[str, ...] = ()
+        """Texts that end a reply, besides those of the format."""
         self._text: ReplyText | None = None
         self.system_tokens = 0
         """Length of the system block, the first of the token log."""
@@ -118,24 +120,28 @@ class Conversation:
 
     # --- operations -------------------------------------------------------------------------------------------
 
-    def start_over(self, chat_format: ChatFormat) -> None:
+    def start_over(self, chat_format: ChatFormat | PreparedFormat, *, prefill: bool = True) -> None:
         """Clear the conversation, and prefill the system block of `chat_format`.
+
+        Args:
+            chat_format: The format of turns; learning a prepared one again takes no time.
+            prefill: False if a saved session is restored next, with a system block of its own.
 
         Raises:
             ConfigError: The system block does not fit. Nothing has changed then.
         """
-        encoder = ChatEncoder(self.tokenizer, chat_format)
-        block = encoder.system_block()
+        if not isinstance(chat_format, PreparedFormat):
+            chat_format = prepare_format(self.model, self.tokenizer, chat_format)
+        block = chat_format.encoder.system_block()
         require_window(self.cache, len(block))
-        self.encoder = encoder
-        self._reply_format = learn_reply_format(self.model, self.tokenizer, encoder)
+        self.encoder, self._reply_format = chat_format.encoder, chat_format.reply_format
         self.cache.reset()
         self.log.clear()
         self.rollback.clear()
         self.speculator.start_over()
         self.speed = Speed()
         self.system_tokens = len(block)
-        if block:
+        if block and prefill:
             self.feeder.feed(block)
             self.cache.pin(0, len(block))
 
@@ -152,8 +158,8 @@ class Conversation:
         if "start-kept" in later.fallbacks and not self.log.turns:
             self.start_over(chat_format)
             return True
-        self.encoder = ChatEncoder(self.tokenizer, later)
-        self._reply_format = learn_reply_format(self.model, self.tokenizer, self.encoder)
+        prepared = prepare_format(self.model, self.tokenizer, later)
+        self.encoder, self._reply_format = prepared.encoder, prepared.reply_format
         return False
 
     def set_pin(self, number: int, pinned: bool) -> int:
@@ -213,7 +219,8 @@ class Conversation:
         return self._new_text().read(ids)
 
     def _new_text(self) -> ReplyText:
-        return ReplyText(self.tokenizer, self.encoder.format.stop_strings, self._reply_format)
+        stops = (*self.encoder.format.stop_strings, *self.stop_strings)
+        return ReplyText(self.tokenizer, stops, self._reply_format)
 
     def run_turn(self, text: str, cancelled: Callable[[], bool], reply: str | None = None) -> TurnOutcome:
         """Prefill `text`, generate a reply, close the turn. Emits events up to, but not including, `TurnFinished`.
@@ -271,10 +278,11 @@ class Conversation:
             self.rollback.end_turn()
         return outcome
 
-    def undo(self, *, restore_rng: bool = True) -> UndoResult:
-        """Undo the newest turn.
+    def undo(self, number: int | None = None, *, restore_rng: bool = True) -> UndoResult:
+        """Undo turn `number` and all later ones.
 
         Args:
+            number: Turn number; None for the newest.
             restore_rng: Also restore the random generator, so that the same message gets the same reply.
 
         Raises:
@@ -282,7 +290,7 @@ class Conversation:
         """
         if not self.log.turns:
             raise ConfigError("nothing to undo yet")
-        turn = self.log.turns[-1]
+        turn = self.log.turns[-1 if number is None else number - 1]
         if turn.before is None:
             raise ConfigError(f"turn {turn.number} is too old to undo; only the last {REACH} turns can be undone")
         result = self.rollback.undo(turn)

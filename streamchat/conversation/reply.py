@@ -11,6 +11,7 @@ from streamchat.conversation.encoding import ChatEncoder
 from streamchat.conversation.ends import Ends, EndWatch, find_ends
 from streamchat.conversation.reasoning import ReasoningFormat, ReplyReader, learn_reasoning
 from streamchat.conversation.stops import StopMatcher
+from streamchat.conversation.template.chat_format import ChatFormat
 from streamchat.conversation.template.reply_shape import learn_shape
 
 
@@ -26,6 +27,20 @@ def learn_reply_format(model: Any, tokenizer: Any, encoder: ChatEncoder) -> Repl
     """Return the format of the replies of `model`, learned from its chat template."""
     shape = learn_shape(tokenizer, encoder)
     return ReplyFormat(find_ends(model, tokenizer, shape), learn_reasoning(tokenizer, shape))
+
+
+@dataclass(frozen=True)
+class PreparedFormat:
+    """A format of turns, and what was learned about it. Conversations on one model may share it."""
+
+    encoder: ChatEncoder
+    reply_format: ReplyFormat
+
+
+def prepare_format(model: Any, tokenizer: Any, chat_format: ChatFormat) -> PreparedFormat:
+    """Return `chat_format` ready for conversations on `model`."""
+    encoder = ChatEncoder(tokenizer, chat_format)
+    return PreparedFormat(encoder, learn_reply_format(model, tokenizer, encoder))
 
 
 @dataclass(frozen=True)

@@ -134,20 +134,20 @@ class Rollback:
         self._running = self._copy = self._running_copy = None
 
     def undo(self, turn: TurnRecord) -> UndoResult:
-        """Undo `turn`, the newest of the log, whether it is finished or not. Pins of older turns do not change.
+        """Undo `turn` and all later ones, whether finished or not. Pins of older turns do not change.
 
         If the budget is smaller than it was before the turn, what was cached then is cut to fit, as on resume.
         """
         before, cache = turn.before, self._cache
         assert before is not None
-        assert self._log.turns[-1] is turn
+        assert self._log.turns[turn.number - 1] is turn
         cache.discard_partial_forward()
         copy = self._copy_of(turn)
         self._running = self._running_copy = None
         left = Ledger(cache.ledger.runs_before(turn.start), turn.start)
         pins = Ledger(list(cache.pins)).runs_before(turn.start)
         self._log.cut(turn.start)
-        self._log.turns.pop()
+        del self._log.turns[turn.number - 1 :]
         mark = before.cache
         fitted = fit_to_budget(cache, self._log, mark.held, pins=pins, turn_starts=mark.turn_starts)
         read_again = self._restore(fitted, left, copy)
@@ -195,10 +195,10 @@ class Rollback:
         if self._running_copy is not None and self._running_copy.turn is turn:
             return self._running_copy
         copy = self._copy
-        if copy is None or copy.turn is not turn:
+        if copy is None or copy.turn.number < turn.number:
             return None
-        self._copy = None
-        return copy
+        self._copy = None  # also if it is that of a later turn, which is undone as well
+        return copy if copy.turn is turn else None
 
     def _save_copy(self, turn: TurnRecord) -> None:
         self._must_copy = False  # later in the turn the cache has changed

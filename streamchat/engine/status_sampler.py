@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from streamchat.base import events as ev
+from streamchat.engine.hosting import ConversationHost
 from streamchat.engine.jobs import JobQueue
-from streamchat.engine.model_host import ModelHost
 from streamchat.sessions.archive import Archive
 from streamchat.telemetry.memory import memory_state
 
@@ -24,7 +24,9 @@ class StatusSampler:
         publish: Sends an event to the front ends.
     """
 
-    def __init__(self, host: ModelHost, jobs: JobQueue, archive: Archive, publish: Callable[[ev.Event], None]) -> None:
+    def __init__(
+        self, host: ConversationHost, jobs: JobQueue, archive: Archive, publish: Callable[[ev.Event], None]
+    ) -> None:
         self._host, self._jobs, self._archive, self._publish = host, jobs, archive, publish
         self._last = 0.0
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, StreamchatError, TurnError, TurnFailure, describe_unexpected
+from streamchat.engine.hosting import ConversationHost
 from streamchat.engine.jobs import Job, JobQueue
-from streamchat.engine.model_host import ModelHost
 from streamchat.engine.status_sampler import StatusSampler
 from streamchat.sessions.archive import Archive
 from streamchat.telemetry.memory import memory_state
@@ -30,17 +30,20 @@ class TurnRunner:
         archive: Saves the turns.
         status: Samples the figures of a turn.
         emit: Records and publishes an event.
+        pause: Called before each forward pass; a server lets other conversations take their turn there.
     """
 
     def __init__(
         self,
-        host: ModelHost,
+        host: ConversationHost,
         jobs: JobQueue,
         archive: Archive,
         status: StatusSampler,
         emit: Callable[[ev.Event], None],
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._host, self._jobs, self._archive, self._status, self._emit = host, jobs, archive, status, emit
+        self._pause = pause
 
     def run(self, job: Job, text: str, *, reply: str | None = None, pin: bool = False) -> None:
         """Run a turn, emit its events up to `TurnFinished`, and pin it if requested.
@@ -72,8 +75,13 @@ class TurnRunner:
     def _outcome(self, job: Job, text: str, reply: str | None) -> TurnOutcome:
         if job.cancelled.is_set():
             return self._failed_outcome("cancelled")
+
+        def cancelled() -> bool:
+            self._pause()
+            return job.cancelled.is_set()
+
         try:
-            return self._host.active.conversation.run_turn(text, job.cancelled.is_set, reply)
+            return self._host.active.conversation.run_turn(text, cancelled, reply)
         except TurnError as error:
             _log.warning("turn failed", exc_info=True)
             return self._failed_outcome("error", str(error), error.failure)

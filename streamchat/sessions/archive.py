@@ -15,7 +15,7 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, StoreError, WireError
 from streamchat.base.formatting import plural
 from streamchat.base.wire import from_record
-from streamchat.sessions.settings import portable_model_name
+from streamchat.sessions.identities import Identities
 from streamchat.sessions.upkeep import Upkeep
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -25,11 +25,13 @@ if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.sessions.recorder import Recorder
     from streamchat.sessions.resume import ResumeResult
     from streamchat.store.lock import SessionLock
-    from streamchat.store.records import ModelIdentity, SessionInfo
+    from streamchat.store.records import SessionInfo, StoredSession
     from streamchat.store.store import Store
 
 _log = logging.getLogger(__name__)
 OpenStore = Callable[[], "Store"]
+WriteSnapshot = Callable[[str, Callable[[], object]], None]
+"""(session id, function that writes its snapshot) -> None; calls the function now or later."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,26 @@ class Archive:
         open_store: Opens the store; None if nothing is saved.
         emit: Emits an event.
         is_deferred: Save nothing until a session is opened or `start_saving` is called.
+        identities: Knows the identity of the model; shared by the archives of a server.
+        write: Writes a snapshot; by default at once. A server passes it to another thread.
+        upkeep: Whether to maintain the user's database; a server does that once for all of its archives.
     """
 
     def __init__(
-        self, open_store: OpenStore | None, emit: Callable[[ev.Event], None], *, is_deferred: bool = False
+        self,
+        open_store: OpenStore | None,
+        emit: Callable[[ev.Event], None],
+        *,
+        is_deferred: bool = False,
+        identities: Identities | None = None,
+        write: WriteSnapshot | None = None,
+        upkeep: bool = True,
     ) -> None:
         self._open_store, self._emit, self._is_deferred = open_store, emit, is_deferred
+        self._has_upkeep = upkeep
+        self._write = write or _write_now
         self._upkeep: Upkeep | None = None
-        self._identified: tuple[Any, tuple[object, ...], ModelIdentity] | None = None
+        self._identities = identities or Identities()
         self.recorder: Recorder | None = None
         """None if nothing is saved."""
         self.saving = threading.Event()
@@ -93,7 +107,7 @@ class Archive:
             self._emit(ev.Notice(f"This conversation is not saved: {error}", "warning"))
             return
         self.recorder = Recorder(store, self._emit)
-        if store.is_user_database:
+        if self._has_upkeep and store.is_user_database:
             self._upkeep = Upkeep(store, self._emit)
             self._upkeep.start_if_due()
 
@@ -112,7 +126,7 @@ class Archive:
         """Start recording a new conversation."""
         self.changed = False
         if self.recorder is not None:
-            self.recorder.start(active.conversation, self._identify(active))
+            self.recorder.start(active.conversation, self._identities.of(active))
 
     def start_saving(self, active: StartedConversation) -> None:
         """Save the active conversation with all its turns from now on; nothing changes if it is saved already.
@@ -183,14 +197,15 @@ class Archive:
         assert self.recorder is not None
         self.saving.set()
         try:
-            identity = self._identify(active)
+            identity = self._identities.of(active)
             saved_cache = checkpoint.capture(conversation.cache)
             ids = array("i", conversation.log.ids_at(saved_cache.runs))
             settings = asdict(conversation.settings)
             saved = Snapshot(
                 session, saved_cache, ids, conversation.rng_state, identity.fingerprint, identity.dtype, settings
             )
-            save(self.recorder.store.snapshot_path(session), saved)
+            path = self.recorder.store.snapshot_path(session)
+            self._write(session, lambda: save(path, saved))
             self.changed = False
         except StoreError as error:
             _log.warning("no snapshot", exc_info=True)
@@ -233,15 +248,38 @@ class Archive:
 
     def restore(self, active: StartedConversation, claimed: ClaimedSession) -> tuple[ev.ConversationResumed, list[str]]:
         """Restore a session into `active`, a new conversation; return the event and notices to emit."""
+        started = time.perf_counter()
+        conversation = active.conversation
+        stored, result = self.restore_into(active, claimed)
+        records = {turn.number: turn for turn in stored.turns}
+        cut = {result.cut_turn, *(turn.number for turn in stored.turns if turn.finish_reason == "cancelled")}
+        turns = tuple(
+            _saved_turn(conversation, turn, _figures(records[turn.number].stats), turn.number in cut)
+            for turn in conversation.log.turns
+        )
+        event = ev.ConversationResumed(
+            stored.info.id,
+            stored.info.title,
+            turns,
+            conversation.state(),
+            active.info,
+            conversation.settings.system_prompt,
+            time.perf_counter() - started,
+            result.read_again,
+            result.message_back,
+        )
+        return event, [*_damage_notice(stored.damage), *_resume_notices(result, conversation.cache.cache_size)]
+
+    def restore_into(self, active: StartedConversation, claimed: ClaimedSession) -> tuple[StoredSession, ResumeResult]:
+        """Restore a session into `active`, a new conversation; return what was stored, and the result."""
         from streamchat.sessions.resume import resume
 
         assert self.recorder is not None
-        started = time.perf_counter()
         store, conversation, session = self.recorder.store, active.conversation, claimed.info.id
         stored = store.load(session)
         if stored.damage:
             store.repair_session(stored)
-        identity = self._identify(active)
+        identity = self._identities.of(active)
         result = resume(conversation, stored, identity, store.snapshot_path(session))
         self.recorder.adopt(
             conversation,
@@ -256,48 +294,15 @@ class Archive:
         if result.message_back:
             self.recorder.record_undo(len(conversation.log.turns) + 1)
         self.changed = bool(result.reason or result.cut_turn)
-        records = {turn.number: turn for turn in stored.turns}
-        cut = {result.cut_turn, *(turn.number for turn in stored.turns if turn.finish_reason == "cancelled")}
-        turns = tuple(
-            _saved_turn(conversation, turn, _figures(records[turn.number].stats), turn.number in cut)
-            for turn in conversation.log.turns
-        )
-        event = ev.ConversationResumed(
-            session,
-            stored.info.title,
-            turns,
-            conversation.state(),
-            active.info,
-            conversation.settings.system_prompt,
-            time.perf_counter() - started,
-            result.read_again,
-            result.message_back,
-        )
-        return event, [*_damage_notice(stored.damage), *_resume_notices(result, conversation.cache.cache_size)]
-
-    def _identify(self, active: StartedConversation) -> ModelIdentity:
-        """Return the identity of the loaded model. Takes about 50 ms, once per model and format."""
-        from streamchat.models.fingerprint import model_fingerprint, tokenizer_fingerprint
-        from streamchat.store.records import ModelIdentity
-
-        conversation = active.conversation
-        parts = conversation.encoder.format.identity
-        if self._identified is None or self._identified[:2] != (conversation.model, parts):
-            self._identified = None  # release the old model
-            identity = ModelIdentity(
-                portable_model_name(conversation.settings.model),
-                active.info.name,
-                active.info.precision,
-                model_fingerprint(conversation.model),
-                tokenizer_fingerprint(conversation.tokenizer, parts),
-                active.info.compute_precision,
-            )
-            self._identified = (conversation.model, parts, identity)
-        return self._identified[2]
+        return stored, result
 
     def release_model(self) -> None:
         """Drop the reference to the previous model after another one was loaded."""
-        self._identified = None
+        self._identities.release_model()
+
+
+def _write_now(session: str, save: Callable[[], object]) -> None:
+    save()
 
 
 def _figures(stats: Mapping[str, Any] | None) -> ev.TurnStats | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,8 @@ class Recorder:
     emit: Callable[[ev.Event], None]
     session: str | None = None
     """None until the first turn: empty conversations are not saved."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Stored with the settings of the session; a server finds its sessions by them."""
     _conversation: Conversation | None = None
     _identity: ModelIdentity | None = None
     _lock: SessionLock | None = None
@@ -178,6 +180,10 @@ class Recorder:
         except StoreError:  # writing the turns reports a failing store
             _log.warning("the live figures could not be written", exc_info=True)
 
+    def started_at(self, number: int) -> float:
+        """Return when turn `number`, the running or newest one, started."""
+        return self._times[number].started
+
     def record_cut_reply(self, number: int) -> None:
         """Record that turn `number`, whose reply was cut off when a process was killed, is now closed."""
         self._times[number] = _Times(time.time(), time.time(), None, "cancelled")
@@ -262,7 +268,8 @@ class Recorder:
         assert self._conversation is not None
         assert self._identity is not None
         settings = self._conversation.settings
-        return asdict(settings) | {"model": self._identity.model, "adapter": portable_setting(settings.adapter)}
+        portable = {"model": self._identity.model, "adapter": portable_setting(settings.adapter)}
+        return asdict(settings) | portable | dict(self.labels)
 
     def _stored(self, turn: TurnRecord) -> StoredTurn:
         assert self._conversation is not None

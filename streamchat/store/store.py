@@ -264,6 +264,19 @@ class Store:
             raise SessionError("no session is saved yet; start one with `streamchat`")
         raise SessionError(f"no saved session has the id {name!r}; `streamchat sessions` lists them")
 
+    def sessions_with_message(self, text: str, limit: int) -> list[str]:
+        """Return the ids of sessions with this user message, but for white space at its ends, newest first."""
+        space = " \t\r\n"
+        rows = self._read(
+            "SELECT DISTINCT s.id, s.updated FROM messages m JOIN turns t ON t.id = m.turn "
+            "JOIN sessions s ON s.id = t.session WHERE m.role = 'user' AND t.state != 'undone' "
+            "AND trim(m.text, ?) = ? ORDER BY s.updated DESC LIMIT ?",
+            space,
+            clean(text).strip(space),
+            limit,
+        )
+        return [row["id"] for row in rows]
+
     def load(self, session: str) -> StoredSession:
         """Load a whole session; its `damage` names the damaged parts.
 

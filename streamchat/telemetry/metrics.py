@@ -9,19 +9,11 @@ from streamchat.base.errors import ConfigError, reason_of
 from streamchat.config.settings import Settings
 
 
-class Metrics:
-    """Serves http://HOST:PORT/metrics until `close`.
+class MetricSet:
+    """Metrics of a run, updated from its events."""
 
-    Args:
-        host: Address to bind; the default setting is loopback, since the figures are private.
-        port: 0 picks a free one; see `port`.
-
-    Raises:
-        ConfigError: The port cannot be opened.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         registry = self.registry = CollectorRegistry()
 
@@ -54,20 +46,6 @@ class Metrics:
             registry=registry,
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
-        try:
-            self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        except (OSError, OverflowError) as error:
-            raise ConfigError(
-                f"--metrics-port {port}: http://{host}:{port} cannot be opened ({reason_of(error)}); "
-                "choose another port"
-            ) from error
-        self.port: int = self._server.server_port
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
 
     def update(self, event: ev.Event) -> None:
         """Update the metrics from `event`. Device memory stays unset on a CPU."""
@@ -97,6 +75,37 @@ class Metrics:
                     self.first_token.observe(stats.ttft_s)
             case _:
                 pass
+
+
+class Metrics(MetricSet):
+    """Serves http://HOST:PORT/metrics until `close`.
+
+    Args:
+        host: Address to bind; the default setting is loopback, since the figures are private.
+        port: 0 picks a free one; see `port`.
+
+    Raises:
+        ConfigError: The port cannot be opened.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        from prometheus_client import start_http_server
+
+        super().__init__()
+        try:
+            self._server, self._thread = start_http_server(port, addr=host, registry=self.registry)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"--metrics-port {port}: http://{host}:{port} cannot be opened ({reason_of(error)}); "
+                "choose another port"
+            ) from error
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
 
 
 def observe(subscribe: Callable[[Callable[[ev.Event], None]], object], settings: Settings) -> Metrics | None:

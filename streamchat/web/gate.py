@@ -7,13 +7,12 @@ because any page can open a WebSocket to it, and the token because other users a
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import secrets
-import socket
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.host_names import AllowedHosts, bracketed, host_name, is_unspecified, outer_address
 
 
 def _new_token() -> str:
@@ -35,10 +34,10 @@ class Gate:
         """Return the addresses to open in a browser, without the token."""
         if self.url:
             return [self.url]
-        if not _is_unspecified(self.host):
-            return [f"http://{_bracketed(self.host)}:{self.port}"]
+        if not is_unspecified(self.host):
+            return [f"http://{bracketed(self.host)}:{self.port}"]
         loopback = "[::1]" if ":" in self.host else "127.0.0.1"
-        return [f"http://{name}:{self.port}" for name in (loopback, _bracketed(_outer_address()))]
+        return [f"http://{name}:{self.port}" for name in (loopback, bracketed(outer_address()))]
 
     def refusal(self, hosts: list[str], origin: str | None) -> str:
         """Return why a request is refused; '' if it is allowed.
@@ -47,14 +46,11 @@ class Gate:
             hosts: Its `Host` headers.
             origin: Its `Origin` header. Browsers send it with every WebSocket; without it the sender is not a page.
         """
-        if len(hosts) != 1 or (name := host_name(hosts[0])) is None or not self._is_expected(name):
-            return (
-                "unknown host name in the request; open the address that the server printed, or start it with "
-                "--url and the address that you use"
-            )
-        if origin is not None and origin.lower() not in (f"{kind}://{hosts[0].lower()}" for kind in ("http", "https")):
-            return "the request comes from another page"
-        return ""
+        return AllowedHosts(self.host, (urlsplit(self.url).hostname or "",)).refusal(
+            hosts,
+            origin,
+            "open the address that the server printed, or start it with --url and the address that you use",
+        )
 
     def scheme(self, host: str, forwarded: str) -> str:
         """Return `https` if the browser uses it (through a proxy), else `http`.
@@ -71,15 +67,6 @@ class Gate:
         """Whether `given` is the token, compared in constant time."""
         return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self.token.encode())
 
-    def _is_expected(self, name: str) -> bool:
-        if name in ("localhost", self.host.lower(), urlsplit(self.url).hostname):
-            return True
-        address = _address(name)
-        if _is_loopback(self.host):
-            return address is not None and address.is_loopback
-        # an IP address cannot be rebound to this machine like a name
-        return address is not None or name in (here := socket.gethostname().lower(), f"{here}.local")
-
 
 def checked_url(text: str) -> str:
     """Check the value of `--url` and return it without a trailing slash.
@@ -92,52 +79,7 @@ def checked_url(text: str) -> str:
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None
-    whole = parts.hostname and f"{parts.scheme}://{_bracketed(parts.hostname)}" + (f":{port}" if port else "")
+    whole = parts.hostname and f"{parts.scheme}://{bracketed(parts.hostname)}" + (f":{port}" if port else "")
     if parts.scheme not in ("http", "https") or text.lower().rstrip("/") != whole or host_name(parts.netloc) is None:
         raise ConfigError(f"--url {text}: must be an address without a path, such as https://chat.example.org")
     return text.lower().rstrip("/")
-
-
-def host_name(header: str) -> str | None:
-    """Return the name in a `Host` header, in lower case and without its port; None if it is not valid."""
-    try:
-        parts = urlsplit(f"//{header}")
-        _ = parts.port
-    except ValueError:
-        return None
-    name = parts.hostname or ""
-    plain = name.replace("-", "").replace(".", "").replace("_", "")
-    if parts.netloc != header or "@" in header or not (_address(name) or (plain.isascii() and plain.isalnum())):
-        return None
-    return name.rstrip(".")
-
-
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(name)
-    except ValueError:
-        return None
-
-
-def _is_loopback(host: str) -> bool:
-    address = _address(host)
-    return host.lower() == "localhost" or (address is not None and address.is_loopback)
-
-
-def _is_unspecified(host: str) -> bool:
-    address = _address(host)
-    return not host or (address is not None and address.is_unspecified)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _outer_address() -> str:
-    """Return the address of this machine in its network, or its name if it has none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # reserved address; connecting a datagram socket sends nothing
-            return str(probe.getsockname()[0])
-        except OSError:
-            return socket.gethostname()

@@ -124,6 +124,7 @@ def loaded_by(program: str, *arguments: str, code: int = ExitCode.OK) -> set[str
         "monitor --once",
         "replay --help",
         "bench --help",
+        "serve --help",
         "doctor --help",
     ],
 )

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.host_names import host_name
 from streamchat.cli import main as cli
-from streamchat.web.gate import Gate, checked_url, host_name
+from streamchat.web.gate import Gate, checked_url
 
 pytest.importorskip("textual_serve")
 

@@ -1,0 +1,172 @@
+"""`streamchat serve`: serve the model and its sessions through OpenAI's API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.host_names import host_name
+from streamchat.base.sanitize import one_line
+from streamchat.cli import flags
+from streamchat.cli.loading import loading_line
+from streamchat.server.access import token_path
+from streamchat.server.limits import Limits
+from streamchat.server.options import Options, require_libraries
+
+if TYPE_CHECKING:  # needs the optional libraries
+    from streamchat.server.run import ApiServer
+
+HELP = "serve endless chats through OpenAI's API"
+DESCRIPTION = (
+    "Serves one model at http://HOST:PORT/v1: POST chat/completions and responses, GET models; /metrics has figures. "
+    "Every conversation is a saved session, whose cache never grows and is not prefilled again. Needs the optional "
+    "packages: pip install 'streamchat[server]'. Ctrl+C or SIGTERM stops the replies, saves the sessions, and ends "
+    "with exit code 0."
+)
+_DEFAULTS = Options()
+MAX_SECONDS = 86_400
+SETTINGS = (
+    *("model", "device", "dtype", "weights", "kernels", "attention"),
+    *("cache_size", "compression_ratio", "num_sink_tokens", "evict", "on_full"),
+    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed", "speculation"),
+    *("system_prompt", "chat_format", "save", "snapshot_turns"),
+)
+"""Settings with a flag."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    own = parser.add_argument_group("serve")
+    limits = _DEFAULTS.limits
+    own.add_argument(
+        "--host",
+        default=_DEFAULTS.host,
+        metavar="HOST",
+        help=f"address to bind (default: {_DEFAULTS.host}, this machine only); others need the token",
+    )
+    own.add_argument(
+        "--port", type=int, default=_DEFAULTS.port, metavar="PORT", help=f"port; 0 = any (default: {_DEFAULTS.port})"
+    )
+    own.add_argument(
+        "--live",
+        type=int,
+        default=_DEFAULTS.live,
+        metavar="N",
+        help=f"sessions with their cache in memory; the rest are snapshots on disk (default: {_DEFAULTS.live})",
+    )
+    own.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name that clients use for this server, if it is another one; may be given several times",
+    )
+    own.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="require the token in this file, also on this machine; a missing file is created with a new token",
+    )
+    own.add_argument(
+        "--max-requests",
+        type=int,
+        default=limits.requests,
+        metavar="N",
+        help=f"requests that may run or wait at a time; more get status 429 (default: {limits.requests})",
+    )
+    own.add_argument(
+        "--max-seconds",
+        type=float,
+        default=limits.seconds,
+        metavar="SECONDS",
+        help=f"time after which the reply to a request is stopped (default: {limits.seconds:g})",
+    )
+    own.add_argument(
+        "--max-body",
+        type=int,
+        default=limits.body_bytes,
+        metavar="BYTES",
+        help=f"maximum length of the body of a request (default: {limits.body_bytes})",
+    )
+    own.add_argument(
+        "--max-messages",
+        type=int,
+        default=limits.messages,
+        metavar="N",
+        help=f"maximum number of messages of a request (default: {limits.messages})",
+    )
+    flags.add_setting_flags(parser, SETTINGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return the exit code.
+
+    Raises:
+        ConfigError: An argument is wrong, an optional package is missing, or the port cannot be opened.
+        ModelError: The model cannot be loaded, or cannot stream.
+        StoreError: The store cannot be opened.
+    """
+    options = _options(args)
+    configuration = flags.configuration_of(args)
+    require_libraries()
+    from streamchat.server.run import ApiServer
+    from streamchat.store.store import Store
+    from streamchat.telemetry.log_file import start_logging
+
+    start_logging()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with loading_line() as progress:
+        server = ApiServer(
+            configuration,
+            options,
+            open_store=None if configuration.settings.save == "never" else Store,
+            progress=progress,
+        )
+        try:
+            server.load()
+        except BaseException:
+            server.close()
+            raise
+    _announce(server, options)
+    return ExitCode.OK if server.run() else ExitCode.FAILURE
+
+
+def _announce(server: ApiServer, options: Options) -> None:
+    assert server.model.info is not None
+    for note in server.model.notes:
+        _say(note)
+    if server.new_token:
+        _say(f"the token, which clients give as their API key, shown only once: {server.token}")
+    if server.token:
+        _say(f"every request needs the token in {options.token_file or token_path()}")
+    _say(f"serving {server.model.info.name} at {server.url}; press Ctrl+C to stop")
+
+
+def _say(text: str) -> None:
+    print(f"streamchat: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def _options(args: argparse.Namespace) -> Options:
+    """Return the checked options; raises ConfigError."""
+    if not 0 <= args.port <= 65535:
+        raise ConfigError(f"--port {args.port} must be from 0 to 65535")
+    for name in ("live", "max_requests", "max_body", "max_messages"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
+    if not 0 < args.max_seconds <= MAX_SECONDS:
+        raise ConfigError(f"--max-seconds {args.max_seconds} must be above 0 and at most {MAX_SECONDS}")
+    for name in args.allow_host:
+        if host_name(name) is None or ":" in name:
+            raise ConfigError(f"--allow-host {name!r} is not a host name; give it without http:// and port")
+    return Options(
+        args.host,
+        args.port,
+        args.live,
+        tuple(name.lower().rstrip(".") for name in args.allow_host),
+        None if args.token_file is None else paths.user_path(Path(args.token_file)),
+        Limits(args.max_requests, args.max_seconds, args.max_body, args.max_messages),
+    )

@@ -1,0 +1,1 @@
+"""OpenAI's API on one loaded model and any number of saved sessions: `streamchat serve`."""

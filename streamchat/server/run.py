@@ -1,0 +1,185 @@
+"""Runs the server: opens the port, loads the model, serves until Ctrl+C or SIGTERM, and saves the sessions."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from streamchat.base.errors import ConfigError, reason_of
+from streamchat.base.host_names import AllowedHosts, bracketed, is_unspecified, outer_address
+from streamchat.base.progress import Progress, silent
+from streamchat.base.signals import on_signals
+from streamchat.config.loader import Configuration
+from streamchat.conversation.assemble import Load, load_from_settings
+from streamchat.server.access import Access, needs_token, read_token, token_path
+from streamchat.server.limits import Admission
+from streamchat.server.metrics import ServerMetrics
+from streamchat.server.model_thread import ModelThread
+from streamchat.server.options import Options
+from streamchat.server.requests import Served
+from streamchat.sessions.archive import OpenStore
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.types import ASGIApp
+
+GRACE_S = 5
+"""How long open connections get to end after the replies were stopped."""
+BACKLOG = 512
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """Return a socket on this address; it does not listen yet.
+
+    Raises:
+        ConfigError: The address cannot be opened.
+    """
+    try:
+        [found, *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        opened = socket.socket(found[0], found[1], found[2])
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"--host {host} cannot be used ({reason_of(error)}); give an address of this machine"
+        ) from error
+    try:
+        if sys.platform != "win32":  # there, it would share the port with another program
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(found[4])
+    except OSError as error:
+        opened.close()
+        raise ConfigError(
+            f"http://{bracketed(host)}:{port} cannot be opened ({reason_of(error)}); choose another --port"
+        ) from error
+    return opened
+
+
+class ApiServer:
+    """Serves the API. Opens its port when it is made, so that a port in use is reported before the model is loaded.
+
+    Args:
+        configuration: Settings and their origins, for messages.
+        options: How to serve.
+        open_store: Opens the store of saved sessions; None saves nothing.
+        load: Loads the model; replaceable for tests.
+        progress: Reports the progress of loading.
+
+    Raises:
+        ConfigError: The address cannot be opened, or the token file cannot be used.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        options: Options,
+        *,
+        open_store: OpenStore | None,
+        load: Load = load_from_settings,
+        progress: Progress = silent,
+    ) -> None:
+        self._configuration, self._options = configuration, options
+        self.token, self.new_token = "", False
+        if options.token_file is not None or needs_token(options.host):
+            self.token, self.new_token = read_token(options.token_file or token_path())
+        self._socket = open_port(options.host, options.port)
+        self.port: int = self._socket.getsockname()[1]
+        self._server: uvicorn.Server | None = None
+        self._is_stopping = False
+        self._admission = Admission(options.limits.requests)
+        self._metrics = ServerMetrics(self._admission)
+        self.model = ModelThread(
+            configuration,
+            options.live,
+            load,
+            open_store=open_store,
+            observe=self._metrics.update,
+            observe_switch=self._metrics.switch.observe,
+            progress=progress,
+        )
+
+    @property
+    def url(self) -> str:
+        """The base URL for clients."""
+        host = self._options.host
+        if is_unspecified(host):
+            host = outer_address()
+        return f"http://{bracketed(host)}:{self.port}/v1"
+
+    def load(self) -> None:
+        """Load the model; from then on, clients can connect.
+
+        Raises:
+            StreamchatError: It cannot be loaded, or the store cannot be opened.
+        """
+        self.model.start()
+        self._socket.listen(BACKLOG)
+
+    def run(self) -> bool:
+        """Serve until SIGINT or SIGTERM, then stop the replies and save the sessions; return whether that succeeded.
+
+        A second signal does not wait for open connections. Call in the main thread.
+        """
+        with on_signals((signal.SIGINT, signal.SIGTERM), lambda number: self.stop()):
+            return self.serve()
+
+    def serve(self) -> bool:
+        """Serve until `stop`; as `run`, in any thread."""
+        import uvicorn
+
+        class Server(uvicorn.Server):
+            """Leaves the signals to us: uvicorn sends them to the process again when it has stopped."""
+
+            @contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield
+
+        self._server = Server(
+            uvicorn.Config(
+                self._app(),
+                backlog=BACKLOG,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                ws="none",
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        self._server.should_exit = self._is_stopping
+        self._server.run(sockets=[self._socket])
+        return self.model.close()
+
+    def stop(self) -> None:
+        """Stop all replies and let `serve` return; may be called from any thread."""
+        self.model.stop()
+        if self._server is not None:
+            self._server.force_exit = self._is_stopping
+            self._server.should_exit = True
+        self._is_stopping = True
+
+    def close(self) -> None:
+        """Free the port and end the model's thread, after a start that failed."""
+        self._socket.close()
+        self.model.close()
+
+    def _app(self) -> ASGIApp:
+        from streamchat.server.app import Parts, make_app
+
+        info = self.model.info
+        assert info is not None
+        options, settings = self._options, self._configuration.settings
+        names = tuple(dict.fromkeys((info.name, settings.model)))
+        parts = Parts(
+            self.model,
+            Served(names, settings, options.limits.messages),
+            Access(AllowedHosts(options.host, options.names), self.token),
+            options.limits,
+            self._metrics.text,
+            int(time.time()),
+        )
+        return make_app(parts, self._admission)

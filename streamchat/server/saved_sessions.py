@@ -1,0 +1,60 @@
+"""Finds sessions in the store that the server does not know yet, for example after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from streamchat.base.errors import SessionError
+from streamchat.config.settings import Settings
+from streamchat.server.calls import Prompt
+from streamchat.server.known import KnownSession, KnownSessions, turn_key
+from streamchat.store.records import SessionInfo, StoredSession
+from streamchat.store.store import Store
+
+SCOPE = "api_scope"
+"""Key of a session's scope among its stored settings."""
+MAX_CANDIDATES = 8
+
+
+class SavedSessions:
+    """Reads sessions that the loaded model can continue.
+
+    Args:
+        store: An open store.
+        fingerprint: Returns the fingerprint of the loaded model.
+        settings: The settings of the server.
+    """
+
+    def __init__(self, store: Store, fingerprint: str, settings: Settings) -> None:
+        self._store, self._fingerprint, self._settings = store, fingerprint, settings
+
+    def find(self, session: str) -> KnownSession | None:
+        """Return the session with this id, without its turns; None if there is none that can be continued."""
+        try:
+            info = self._store.find(session)
+        except SessionError:
+            return None
+        return self._known(info) if info.id == session and self._fits(info) else None
+
+    def candidates(self, prompt: Prompt, known: KnownSessions) -> Iterator[KnownSession]:
+        """Yield sessions with a message of the history, the most recently used first, that are not in `known`."""
+        newest = next((each.message for each in reversed(prompt.history) if each.message), None)
+        if newest is None:
+            return
+        for id_ in self._store.sessions_with_message(newest, MAX_CANDIDATES):
+            if id_ in known:
+                continue
+            stored = self._store.load(id_)
+            if self._fits(stored.info):
+                yield self._known(stored.info, stored)
+
+    def _fits(self, info: SessionInfo) -> bool:
+        return info.fingerprint == self._fingerprint
+
+    def _known(self, info: SessionInfo, stored: StoredSession | None = None) -> KnownSession:
+        prompt = info.settings.get("system_prompt", "")
+        system = None if prompt == self._settings.system_prompt else str(prompt)
+        session = KnownSession(system, str(info.settings.get(SCOPE, "")), id=info.id)
+        if stored is not None:
+            session.set_turns(turn_key(turn.text, turn.reply) for turn in stored.turns)
+        return session

@@ -1,0 +1,215 @@
+"""Works on calls: finds the session that a call continues, puts it into a seat, and runs the turn there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from streamchat.base.errors import ConfigError, SessionError, StoreError, describe_unexpected
+from streamchat.server.calls import Call, Exchange, Prompt
+from streamchat.server.errors import ApiError
+from streamchat.server.known import DEPTH, KnownSession, KnownSessions, Match, ReplyId, best_match, exchange_key
+from streamchat.server.live_sessions import CallCancelledError, LiveSessions
+from streamchat.server.reporter import Reporter, stopped
+from streamchat.server.seat import Seat
+
+if TYPE_CHECKING:
+    from streamchat.server.saved_sessions import SavedSessions
+
+_log = logging.getLogger(__name__)
+
+
+class Service:
+    """Works on calls, each in a task of its own. Used on the model's thread.
+
+    Args:
+        known: The sessions that the server knows.
+        live: Those whose caches are in memory.
+        saved: Finds others in the store; None if nothing is saved.
+        wait: Lets the running task wait for a condition.
+    """
+
+    def __init__(
+        self,
+        known: KnownSessions,
+        live: LiveSessions,
+        saved: SavedSessions | None,
+        wait: Callable[[Callable[[], bool]], None],
+    ) -> None:
+        self._known, self._live, self._saved, self._wait = known, live, saved, wait
+
+    def work(self, call: Call) -> None:
+        """Reply to a call; report its news, and every failure as an error."""
+        try:
+            self._work(call)
+        except CallCancelledError:
+            call.report(stopped())
+        except ApiError as error:
+            call.report(error)
+        except ConfigError as error:
+            call.report(ApiError(400, str(error), code="invalid_value"))
+        except SessionError as error:
+            call.report(ApiError(409, str(error), code="session_in_use"))
+        except StoreError as error:
+            call.report(ApiError(503, str(error), code="store_failed"))
+        except Exception as error:
+            _log.exception("a request failed")
+            call.report(ApiError(500, f"unexpected {describe_unexpected(error)}", code="internal_error"))
+
+    def _work(self, call: Call) -> None:
+        session, is_new = self._claim(call)
+        try:
+            self._reply(call, session, is_new)
+        finally:
+            session.is_busy = False
+            session.touch()
+
+    # --- which session ----------------------------------------------------------------------------------------
+
+    def _claim(self, call: Call) -> tuple[KnownSession, bool]:
+        """Return the session that a call continues, marked as busy, and whether it is a new one."""
+        while True:
+            if call.cancelled.is_set():
+                raise CallCancelledError
+            found = self._find(call)
+            if found is None:
+                return self._new_session(call.prompt), True
+            if not found.is_busy:
+                found.is_busy = True
+                return found, False
+            self._wait_for(found, call)
+
+    def _wait_for(self, session: KnownSession, call: Call) -> None:
+        self._wait(lambda: not session.is_busy or call.cancelled.is_set())
+
+    def _find(self, call: Call) -> KnownSession | None:
+        prompt = call.prompt
+        if prompt.previous:
+            return self._session_of(prompt.previous)
+        match = self._known.match(prompt.history, prompt.system, prompt.scope)
+        if (match is None or match.exchanges < len(prompt.history)) and self._saved is not None and prompt.history:
+            for session in self._saved.candidates(prompt, self._known):
+                self._known.add(session)
+            match = self._known.match(prompt.history, prompt.system, prompt.scope)
+        return None if match is None else match.session
+
+    def _session_of(self, text: str) -> KnownSession:
+        parts = ReplyId.parse(text)
+        session = None if parts is None else self._known.get(parts.session)
+        if session is None and parts is not None and self._saved is not None:
+            session = self._saved.find(parts.session)
+            if session is not None:
+                self._known.add(session)
+        if session is None:
+            raise _not_found(text)
+        return session
+
+    # --- the reply --------------------------------------------------------------------------------------------
+
+    def _reply(self, call: Call, session: KnownSession, is_new: bool) -> None:
+        prompt = call.prompt
+        seat = self._live.seat_of(session, call, is_new=is_new)
+        if is_new:
+            self._run(call, session, seat, prompt.history)
+            return
+        match = self._place(call, session)
+        if match is None or not seat.can_undo_after(match.turns):
+            if prompt.previous:
+                raise _too_old(prompt.previous)
+            session.is_busy = False
+            self._work_on_new(call)
+            return
+        session = self._continue_after(match.turns, session, seat, prompt)
+        try:
+            self._run(call, session, seat, prompt.history[match.exchanges :])
+        finally:
+            session.is_busy = False
+
+    def _work_on_new(self, call: Call) -> None:
+        session = self._new_session(call.prompt)
+        try:
+            self._reply(call, session, True)
+        finally:
+            session.is_busy = False
+
+    def _new_session(self, prompt: Prompt) -> KnownSession:
+        session = KnownSession(prompt.system, prompt.scope, prompt.keep and self._saved is not None, is_busy=True)
+        self._known.add(session)
+        return session
+
+    def _place(self, call: Call, session: KnownSession) -> Match | None:
+        """Return where a call continues a live session; None if it does not after all."""
+        prompt = call.prompt
+        if not prompt.previous:
+            return best_match([exchange_key(each) for each in prompt.history], [session])
+        parts = ReplyId.parse(prompt.previous)
+        assert parts is not None
+        if 0 < parts.turn < len(session.keys) - DEPTH:
+            raise _too_old(prompt.previous)
+        if parts.turn > len(session.keys) or session.stamps.get(parts.turn) != parts.stamp:
+            raise _not_found(prompt.previous)
+        if prompt.system is not None and prompt.system != session.system:
+            raise ApiError(
+                400,
+                "instructions differ from those of previous_response_id; they are pinned at the start of its session, "
+                "so leave them out, or start without previous_response_id",
+                "instructions",
+                "invalid_value",
+            )
+        return Match(session, parts.turn, 0, True)
+
+    def _continue_after(self, turns: int, session: KnownSession, seat: Seat, prompt: Prompt) -> KnownSession:
+        """Make `seat` continue after a turn; return the session there, which is another one if this one must stay."""
+        is_longer = turns < len(session.keys)
+        if prompt.keep and not is_longer:
+            return session
+        if prompt.keep and session.may_replace_after(turns, prompt.message):
+            seat.undo_after(turns)
+            return session
+        branch = session.copy(turns)
+        branch.keep, branch.is_busy = prompt.keep and self._saved is not None, True
+        self._known.add(branch)
+        seat.branch(branch)
+        session.is_busy = False
+        if not session.is_saved:
+            self._known.remove(session)
+        if is_longer:
+            seat.undo_after(turns)
+        return branch
+
+    def _run(self, call: Call, session: KnownSession, seat: Seat, given: Sequence[Exchange]) -> None:
+        """Add the given turns to a live session, and reply."""
+        reporter = Reporter(call, session, seat)
+        seat.listener = reporter.receive
+        try:
+            for exchange in given:
+                if call.cancelled.is_set():
+                    raise CallCancelledError
+                seat.quote(call, exchange.message or "", exchange.reply)
+                if reporter.has_failed:
+                    return
+            reporter.is_given = False
+            seat.run(call, call.prompt.message, call.prompt.settings, call.prompt.stop)
+        finally:
+            seat.listener = None
+            if not call.prompt.keep:
+                self._live.drop(session)
+
+
+def _not_found(text: str) -> ApiError:
+    return ApiError(
+        404,
+        f"no response has the id {text[:80]}; its session was deleted, or it was not stored",
+        "previous_response_id",
+        "previous_response_not_found",
+    )
+
+
+def _too_old(text: str) -> ApiError:
+    return ApiError(
+        400,
+        f"the response {text[:80]} is too old to continue from; only the last {DEPTH} of a session can be continued",
+        "previous_response_id",
+        "previous_response_too_old",
+    )
