@@ -13,7 +13,8 @@ from streamchat.config.loader import check_value
 from streamchat.config.settings import Settings
 from streamchat.server.errors import ApiError, wrong_value
 
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+DRY = ("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", *DRY, "seed")
 """Fields with the name and the meaning of a setting."""
 SCOPES = ("prompt_cache_key", "safety_identifier", "user")
 MAX_STOPS = 4

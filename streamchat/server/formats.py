@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 from streamchat.config.settings import Settings
+from streamchat.conversation.assemble import format_from_settings
 from streamchat.conversation.reply import PreparedFormat, prepare_format
-from streamchat.conversation.template.format import choose_format
 
 MAX_FORMATS = 256
 _CLOCK = "strftime_now"
@@ -30,7 +31,7 @@ class Formats:
         """Return the format of turns with this system prompt."""
         found = self._kept.get(system_prompt)
         if found is None:
-            chosen = choose_format(self._tokenizer, self._settings.chat_format, system_prompt)
+            chosen = format_from_settings(self._tokenizer, replace(self._settings, system_prompt=system_prompt))
             found = prepare_format(self._model, self._tokenizer, chosen)
             if _CLOCK in chosen.source:
                 return found

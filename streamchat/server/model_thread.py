@@ -162,6 +162,7 @@ class ModelThread:
 
     def _serve(self, store: Store | None) -> None:
         loaded = self.loaded = self._load(self._configuration, self._progress)
+        self._configuration = self._configuration.advised_by(loaded.advice.values, loaded.advice.origins)
         writer = SnapshotWriter(self._note_failure)
         live = self._new_live(loaded, writer)
         self.live = live
