@@ -216,7 +216,7 @@ class Service:
 def _not_found(text: str) -> ApiError:
     return ApiError(
         404,
-        f"no response has the id {text[:80]}; its session was deleted, it was not stored, or it belongs to another user",
+        f"no response has the id {text[:80]}; its session was deleted, it was not stored, or it is of another user",
         "previous_response_id",
         "previous_response_not_found",
     )
