@@ -57,6 +57,8 @@ class StreamchatAgent:
         """Held by the prompt that is in progress."""
         self._running = ""
         """The session of that prompt; '' for none."""
+        self._waiting: list[str] = []
+        """The sessions of the prompts that wait for the one in progress."""
         self._cancelled = set[str]()
         """Sessions whose prompt was cancelled and has not ended."""
         self._created: list[str] = []
@@ -97,7 +99,9 @@ class StreamchatAgent:
         text = text_of(prompt)
         if not text.strip():
             raise RequestError(INVALID_PARAMS, "the prompt has no text")
+        self._waiting.append(session_id)
         async with self._turns:
+            self._waiting.remove(session_id)
             self._running = session_id
             try:
                 return PromptResponse(stop_reason=await self._reply(session_id, text))  # type: ignore[arg-type]
@@ -106,11 +110,11 @@ class StreamchatAgent:
                 self._cancelled.discard(session_id)
 
     async def cancel(self, session_id: str, **_: Any) -> None:
-        """Stop the reply of a session; what was generated stays in the conversation."""
-        if session_id != self._running:
+        """Stop the reply of a session, also one that waits; what was generated stays in the conversation."""
+        if session_id != self._running and session_id not in self._waiting:
             return
         self._cancelled.add(session_id)
-        if self._loading is not None and self._loading.done():
+        if session_id == self._running and self._loading is not None and self._loading.done():
             with suppress(StreamchatError):
                 self._loading.result().stop()
 

@@ -8,6 +8,7 @@ unset. Invalid input raises `ConfigError` with one sentence that names the origi
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -248,7 +249,7 @@ def check_value(name: str, value: Any, source: str) -> Any:
     if spec.is_table:
         return _table_text(name, value, source)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = _as_float(value)
     if type(value) is not type(default):
         raise ConfigError(f"{source}: {name} must be {_describe_type(name)}, not {short_value(value)}")
     if isinstance(value, str):
@@ -265,6 +266,14 @@ def check_value(name: str, value: Any, source: str) -> Any:
         if not (above and below):
             raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid; it must be {spec.legal()}")
     return value
+
+
+def _as_float(value: int) -> float:
+    """Return a whole number as a float: infinity, which no setting allows, if it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _table_text(name: str, value: Any, source: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from streamchat.base import requests as rq
 from streamchat.base.errors import ConfigError, SessionError, StoreError, StreamchatError, TurnError
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
+from streamchat.config.files import short_value
 from streamchat.config.loader import Configuration, check_live, from_arguments
 from streamchat.config.settings import Settings, spec_of
 from streamchat.conversation.assemble import load_from_settings
@@ -120,6 +122,7 @@ class Chat:
         self._stream: weakref.ref[ReplyStream] | None = None
         self._calls = 0
         self._is_closed = False
+        self._process = os.getpid()
         self._end = weakref.finalize(self, self._engine.close, CLOSE_S)
         self._engine.start()
         try:
@@ -134,6 +137,7 @@ class Chat:
         Raises:
             SessionError: There is no such session, or its model is not trusted.
         """
+        _check_text(name, "a session is named by its id")
         with Store() as store:
             info = store.find(name)
         model = foreign_model(self._configuration, info)
@@ -262,7 +266,9 @@ class Chat:
 
         Raises:
             StoreError: The database cannot be read.
+            ConfigError: `words` is not a text, or an empty one.
         """
+        _check_text(words, "the words to look for are a text")
         with Store() as store:
             return store.search(words, limit=limit)
 
@@ -326,7 +332,8 @@ class Chat:
     def close(self) -> None:
         """Stop everything, save the cache of a saved session, and release the model. May be called twice."""
         self._is_closed = True
-        self._end()
+        if os.getpid() == self._process:  # a forked process has no engine, and the lock is not its own
+            self._end()
 
     def __enter__(self) -> Chat:
         return self
@@ -357,10 +364,12 @@ class Chat:
 
         Raises:
             TurnError: Another thread is reading it.
-            StreamchatError: The chat is closed.
+            StreamchatError: The chat is closed, or belongs to another process.
         """
         if self._is_closed:
             raise StreamchatError("the chat is closed; make a new one with Chat()")
+        if os.getpid() != self._process:
+            raise StreamchatError("this process was forked from the one of the chat; make the chat here with Chat()")
         turn = self._turn
         if turn is not None and not turn.is_done:
             is_read = self._stream is not None and self._stream() is not None
@@ -404,6 +413,8 @@ class Chat:
 
     def _number(self, turn: int | None) -> int:
         if turn is not None:
+            if not isinstance(turn, int) or isinstance(turn, bool):
+                raise ConfigError(f"a turn is a whole number, not {short_value(turn)}")
             return turn
         if not self.history:
             raise ConfigError("the conversation has no turn yet")
@@ -416,6 +427,11 @@ def _configuration(given: dict[str, rq.SettingValue]) -> Configuration:
         if spec_of(name).section not in SECTIONS:
             raise ConfigError(f"{name} is a setting of the terminal; a Chat has those of {', '.join(SECTIONS)}")
     return configuration
+
+
+def _check_text(value: object, sentence: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{sentence}, not {short_value(value)}")
 
 
 def _reply_of(stream: ReplyStream) -> Reply:

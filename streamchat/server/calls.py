@@ -33,7 +33,9 @@ class Prompt:
     history: tuple[Exchange, ...] = ()
     """What the client says was before it, oldest first."""
     system: str | None = None
-    """The system prompt; None if the client gave none."""
+    """The system prompt; None if the client gave none, or that of the settings."""
+    has_system: bool = False
+    """Whether the client gave one."""
     previous: str = ""
     """Id of the response that it follows; '' for none."""
     scope: str = ""

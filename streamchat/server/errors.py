@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamchat.base.sanitize import encodable
+
 
 @dataclass(eq=False)
 class ApiError(Exception):
@@ -20,6 +22,10 @@ class ApiError(Exception):
     code: str | None = None
     """A word for programs."""
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.message = encodable(self.message)  # what a client sent and the sentence repeats may not be valid Unicode
+        self.param = None if self.param is None else encodable(self.param)
 
     def __str__(self) -> str:
         return self.message

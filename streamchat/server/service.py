@@ -38,6 +38,8 @@ class Service:
         wait: Callable[[Callable[[], bool]], None],
     ) -> None:
         self._known, self._live, self._saved, self._wait = known, live, saved, wait
+        self._claims: dict[Call, KnownSession] = {}
+        """The session that each call works on: no other call may use it."""
 
     def work(self, call: Call) -> None:
         """Reply to a call; report its news, and every failure as an error."""
@@ -58,35 +60,59 @@ class Service:
             call.report(ApiError(500, f"unexpected {describe_unexpected(error)}", code="internal_error"))
 
     def _work(self, call: Call) -> None:
-        session, is_new = self._claim(call)
         try:
+            session, is_new = self._claimed(call)
             self._reply(call, session, is_new)
         finally:
-            session.is_busy = False
-            session.touch()
+            self._free(call)
 
     # --- which session ----------------------------------------------------------------------------------------
 
-    def _claim(self, call: Call) -> tuple[KnownSession, bool]:
+    def _claim(self, call: Call, session: KnownSession) -> KnownSession:
+        """Mark `session` as busy with a call, in place of the one that the call worked on; return it."""
+        self._free(call)
+        session.is_busy = True
+        self._claims[call] = session
+        return session
+
+    def _free(self, call: Call) -> None:
+        """Let other calls use the session of a call; forget it if it is neither saved nor live."""
+        session = self._claims.pop(call, None)
+        if session is None:
+            return
+        session.is_busy = False
+        session.touch()
+        if not (session.is_saved or session.is_live):
+            self._known.remove(session)
+
+    def _claimed(self, call: Call) -> tuple[KnownSession, bool]:
         """Return the session that a call continues, marked as busy, and whether it is a new one."""
         while True:
             if call.cancelled.is_set():
                 raise CallCancelledError
             found = self._find(call)
             if found is None:
-                return self._new_session(call.prompt), True
-            if not found.is_busy:
-                found.is_busy = True
-                return found, False
-            self._wait_for(found, call)
+                return self._new_session(call), True
+            if self._is_deleted(found):
+                self._known.remove(found)
+            elif not found.is_busy:
+                return self._claim(call, found), False
+            else:
+                self._wait_for(found, call)
 
     def _wait_for(self, session: KnownSession, call: Call) -> None:
         self._wait(lambda: not session.is_busy or call.cancelled.is_set())
 
+    def _is_deleted(self, session: KnownSession) -> bool:
+        """Return whether another program has deleted a session from the store."""
+        if self._saved is None or session.is_live or session.is_busy or not session.is_saved:
+            return False
+        return self._saved.find(session.id) is None
+
     def _find(self, call: Call) -> KnownSession | None:
         prompt = call.prompt
         if prompt.previous:
-            return self._session_of(prompt.previous)
+            return self._session_of(prompt)
         match = self._known.match(prompt.history, prompt.system, prompt.scope)
         if (match is None or match.exchanges < len(prompt.history)) and self._saved is not None and prompt.history:
             for session in self._saved.candidates(prompt, self._known):
@@ -94,15 +120,15 @@ class Service:
             match = self._known.match(prompt.history, prompt.system, prompt.scope)
         return None if match is None else match.session
 
-    def _session_of(self, text: str) -> KnownSession:
-        parts = ReplyId.parse(text)
+    def _session_of(self, prompt: Prompt) -> KnownSession:
+        parts = ReplyId.parse(prompt.previous)
         session = None if parts is None else self._known.get(parts.session)
         if session is None and parts is not None and self._saved is not None:
             session = self._saved.find(parts.session)
             if session is not None:
                 self._known.add(session)
-        if session is None:
-            raise _not_found(text)
+        if session is None or (prompt.scope and prompt.scope != session.scope):
+            raise _not_found(prompt.previous)
         return session
 
     # --- the reply --------------------------------------------------------------------------------------------
@@ -117,26 +143,16 @@ class Service:
         if match is None or not seat.can_undo_after(match.turns):
             if prompt.previous:
                 raise _too_old(prompt.previous)
-            session.is_busy = False
-            self._work_on_new(call)
+            self._reply(call, self._new_session(call), True)
             return
-        session = self._continue_after(match.turns, session, seat, prompt)
-        try:
-            self._run(call, session, seat, prompt.history[match.exchanges :])
-        finally:
-            session.is_busy = False
+        session = self._continue_after(match.turns, session, seat, call)
+        self._run(call, session, seat, prompt.history[match.exchanges :])
 
-    def _work_on_new(self, call: Call) -> None:
-        session = self._new_session(call.prompt)
-        try:
-            self._reply(call, session, True)
-        finally:
-            session.is_busy = False
-
-    def _new_session(self, prompt: Prompt) -> KnownSession:
-        session = KnownSession(prompt.system, prompt.scope, prompt.keep and self._saved is not None, is_busy=True)
+    def _new_session(self, call: Call) -> KnownSession:
+        prompt = call.prompt
+        session = KnownSession(prompt.system, prompt.scope, prompt.keep and self._saved is not None)
         self._known.add(session)
-        return session
+        return self._claim(call, session)
 
     def _place(self, call: Call, session: KnownSession) -> Match | None:
         """Return where a call continues a live session; None if it does not after all."""
@@ -149,7 +165,7 @@ class Service:
             raise _too_old(prompt.previous)
         if parts.turn > len(session.keys) or session.stamps.get(parts.turn) != parts.stamp:
             raise _not_found(prompt.previous)
-        if prompt.system is not None and prompt.system != session.system:
+        if prompt.has_system and prompt.system != session.system:
             raise ApiError(
                 400,
                 "instructions differ from those of previous_response_id; they are pinned at the start of its session, "
@@ -159,8 +175,9 @@ class Service:
             )
         return Match(session, parts.turn, 0, True)
 
-    def _continue_after(self, turns: int, session: KnownSession, seat: Seat, prompt: Prompt) -> KnownSession:
+    def _continue_after(self, turns: int, session: KnownSession, seat: Seat, call: Call) -> KnownSession:
         """Make `seat` continue after a turn; return the session there, which is another one if this one must stay."""
+        prompt = call.prompt
         is_longer = turns < len(session.keys)
         if prompt.keep and not is_longer:
             return session
@@ -168,10 +185,9 @@ class Service:
             seat.undo_after(turns)
             return session
         branch = session.copy(turns)
-        branch.keep, branch.is_busy = prompt.keep and self._saved is not None, True
-        self._known.add(branch)
+        branch.keep = prompt.keep and self._saved is not None
+        self._known.add(self._claim(call, branch))
         seat.branch(branch)
-        session.is_busy = False
         if not session.is_saved:
             self._known.remove(session)
         if is_longer:
@@ -200,7 +216,7 @@ class Service:
 def _not_found(text: str) -> ApiError:
     return ApiError(
         404,
-        f"no response has the id {text[:80]}; its session was deleted, or it was not stored",
+        f"no response has the id {text[:80]}; its session was deleted, it was not stored, or it is of another user",
         "previous_response_id",
         "previous_response_not_found",
     )

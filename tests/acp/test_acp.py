@@ -131,6 +131,24 @@ async def test_a_reply_is_cancelled_and_the_session_continues(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+async def test_a_prompt_that_waits_is_cancelled_and_the_one_before_it_continues(tmp_path: Path) -> None:
+    async with editing("--max-new-tokens", "1000000", "--temperature", "0", ENDLESS="1") as editor:
+        conn = editor.conn
+        first, second = [(await conn.new_session(cwd=str(tmp_path), mcp_servers=[])).session_id for _ in range(2)]
+        running = asyncio.create_task(conn.prompt(session_id=first, prompt=[block("Without end")]))
+        await editor.until(lambda: len(editor.of("agent_message_chunk")) > 3)
+        waiting = asyncio.create_task(conn.prompt(session_id=second, prompt=[block("Without end either")]))
+        await asyncio.sleep(0.1)
+        await conn.cancel(session_id=second)
+        seen = len(editor.updates)
+        await editor.until(lambda: len(editor.updates) > seen + 5)
+        assert not running.done()
+        await conn.cancel(session_id=first)
+        assert (await asyncio.wait_for(running, 60)).stop_reason == "cancelled"
+        assert (await asyncio.wait_for(waiting, 30)).stop_reason == "cancelled"
+
+
+@pytest.mark.slow
 async def test_a_model_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
     editor = Editor()
     arguments = ("-m", "streamchat", "acp", "--model", "./missing.gguf")

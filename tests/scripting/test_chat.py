@@ -442,3 +442,40 @@ def test_the_example_of_the_docs_runs_as_it_is_written(
 def test_a_reply_can_be_made_of_any_turn() -> None:
     stats = events.TurnStats(1, 1, 1, 1, 1, 0, 0, None, None, 0, 0, None, "stop")
     assert Reply(events.TurnFinished(stats, "stop", "text")).answer == "text"
+
+
+# --- arguments of another type, and other processes ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda chat: chat.pin("1"),
+        lambda chat: chat.unpin(1.0),
+        lambda chat: chat.pin(True),
+        lambda chat: chat.open(5),
+        lambda chat: chat.open(""),
+        lambda chat: chat.recall(None),
+        lambda chat: chat.set(temperature=10**400),
+        lambda chat: chat.set(top_k=-(10**5000)),
+        lambda chat: Chat(session=5),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_and_the_chat_continues(
+    real: Scripts, call: Callable[[Chat], object]
+) -> None:
+    chat = real()
+    chat.ask("hello")
+    with pytest.raises(ConfigError):
+        call(chat)
+    chat.pin(1)
+    assert chat.ask("go on").finish_reason
+
+
+def test_a_forked_process_is_told_to_make_its_own_chat(real: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = real()
+    with monkeypatch.context() as forked:
+        forked.setattr(module.os, "getpid", lambda: -1)
+        with pytest.raises(StreamchatError, match="forked"):
+            chat.ask("hello")
+    assert chat.ask("hello").finish_reason

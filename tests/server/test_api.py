@@ -206,6 +206,25 @@ def test_lone_surrogates_are_replaced(api: Running) -> None:
     assert api.http.post("/v1/chat/completions", content=body).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("responses", b'"previous_response_id": "\\ud800"'),
+        ("chat/completions", b'"\\udfff": 1'),
+        ("chat/completions", b'"stream": true, "stream_options": {"\\ud800": 1}'),
+        ("chat/completions", b'"temperature": 1' + b"0" * 400),
+        ("chat/completions", b'"min_p": -1' + b"0" * 400),
+        ("chat/completions", b'"temperature": 1e400'),
+    ],
+)
+def test_values_that_no_sentence_or_float_can_hold_are_refused(api: Running, path: str, field: bytes) -> None:
+    body = b'{"model": "tiny", "input": "hi", "messages": [{"role": "user", "content": "hi"}], ' + field + b"}"
+    unused = b'"messages": [{"role": "user", "content": "hi"}], ' if path == "responses" else b'"input": "hi", '
+    answer = api.http.post(f"/v1/{path}", content=body.replace(unused, b""))
+    assert answer.status_code in (400, 404), answer.text
+    assert answer.json()["error"]["type"] in ("invalid_request_error", "not_found_error")
+
+
 # --- limits -------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import assemble
 from streamchat.conversation.conversation import Conversation
+from streamchat.server.limits import Limits
 from streamchat.server.options import Options
 from streamchat.store.store import Store
 from tests.support.api_server import SMALL, Message, Running, prefilled, serving, session_of, text_of
@@ -129,6 +131,70 @@ def test_a_branch_leaves_the_session_as_it_was(api: Running) -> None:
     with Store(api.server.model._open_store().path) as store:  # type: ignore[misc]
         turns = [turn.text for turn in store.load(session_of(branch["id"])).turns]
     assert turns == ["message 0", "message 1", "something else"]
+
+
+def test_a_session_stays_busy_when_the_reply_of_its_branch_ends(tmp_path: Path) -> None:
+    """The branch left it earlier, and another request took it; a third one must not get it too."""
+    with serving(tmp_path, max_new_tokens=1_000_000, cache_size=400) as api:
+        history: list[Message] = []
+        for turn in range(3):
+            last = chat(api, history, f"message {turn}", max_tokens=2)
+        started, end = threading.Event(), threading.Event()
+
+        def branch() -> None:
+            with api.http.stream("POST", "/v1/chat/completions", json=asking([*history[:2], said("else")])) as answer:
+                for _ in answer.iter_lines():
+                    started.set()
+                    if end.is_set():
+                        return
+
+        def onward() -> Iterator[str]:
+            with api.http.stream("POST", "/v1/chat/completions", json=asking([*history, said("on")])) as answer:
+                yield from answer.iter_lines()
+
+        with ThreadPoolExecutor(1) as pool:
+            leaving = pool.submit(branch)
+            assert started.wait(60)
+            lines = onward()
+            assert next(lines)
+            end.set()
+            leaving.result(60)
+            known = api.server.model.known
+            while any(each.is_busy for each in known if each.id != session_of(last["id"])):
+                assert next(lines) is not None
+            assert [each.is_busy for each in known if each.id == session_of(last["id"])] == [True]
+            lines.close()  # type: ignore[attr-defined]
+
+
+def asking(messages: list[Message]) -> dict[str, Any]:
+    return {"model": "tiny", "messages": messages, "stream": True}
+
+
+@pytest.mark.parametrize("live", [1, 4])
+def test_a_session_that_was_deleted_is_not_continued(tmp_path: Path, live: int) -> None:
+    """Its client continues in a new session with its history; an id of it is unknown."""
+    with serving(tmp_path, options=Options(port=0, live=live)) as api:
+        history: list[Message] = []
+        old = chat(api, history, "hello")
+        response = api.respond("an id")
+        for number in range(live):
+            api.complete([said(f"another {number}")])  # the sessions before leave their seats
+        with Store(tmp_path / "sessions.db") as store:
+            for id_ in (old["id"], response["id"]):
+                store.delete(session_of(id_))
+        assert session_of(chat(api, history, "and on")["id"]) != session_of(old["id"])
+        answer = api.post("responses", {"input": "x", "previous_response_id": response["id"]})
+        assert answer.status_code == 404
+
+
+def test_a_request_that_left_before_it_had_a_seat_leaves_no_session(tmp_path: Path) -> None:
+    limits = Limits(seconds=0.5)
+    options = Options(port=0, live=1, limits=limits)
+    with serving(tmp_path, options=options, max_new_tokens=1_000_000, cache_size=256) as api:
+        with ThreadPoolExecutor(5) as pool:
+            found = list(pool.map(lambda n: api.post("responses", {"input": f"{n}"}).status_code, range(5)))
+        assert sorted(found) == [200, 504, 504, 504, 504]
+        assert len(list(api.server.model.known)) == 1
 
 
 def test_another_reply_to_the_newest_message_replaces_it(api: Running) -> None:

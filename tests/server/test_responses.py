@@ -115,6 +115,26 @@ def test_instructions_are_pinned_with_the_session(api: Running) -> None:
     assert other.json()["error"]["param"] == "instructions"
 
 
+def test_instructions_of_the_settings_differ_from_other_ones(tmp_path: Path) -> None:
+    with serving(tmp_path, system_prompt="Be brief.") as api:
+        first = api.respond("hello", instructions="Speak of the sea.")
+        for text in ("Be brief.", ""):
+            body = {"input": "x", "previous_response_id": first["id"], "instructions": text}
+            assert api.post("responses", body).status_code == 400, text
+        own = api.respond("hello", instructions="Be brief.")
+        assert session_of(api.respond("go on", own["id"], instructions="Be brief.")["id"]) == session_of(own["id"])
+
+
+@pytest.mark.parametrize("name", ["user", "prompt_cache_key", "safety_identifier"])
+def test_another_user_cannot_continue_an_id(api: Running, name: str) -> None:
+    first = api.respond("hello", **{name: "a"})
+    other = api.post("responses", {"input": "x", "previous_response_id": first["id"], name: "b"})
+    assert other.status_code == 404
+    assert other.json()["error"]["code"] == "previous_response_not_found"
+    for fields in ({name: "a"}, {}):
+        assert api.respond("go on", first["id"], **fields)["status"] == "incomplete"
+
+
 def test_an_input_of_messages(api: Running) -> None:
     items = [
         {"role": "developer", "content": "Be kind."},
