@@ -174,5 +174,8 @@ def _read_keys(file: Path, table: Any) -> dict[str, str]:
 
 def short_value(value: Any) -> str:
     """Format a value for a message, on one line and shortened."""
-    text = json.dumps(value) if isinstance(value, bool) else repr(value)  # as TOML writes it: true, not True
+    try:
+        text = json.dumps(value) if isinstance(value, bool) else repr(value)  # as TOML writes it: true, not True
+    except ValueError:  # Python writes at most 4,300 digits
+        return "a number with too many digits"
     return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"

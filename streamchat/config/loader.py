@@ -8,6 +8,7 @@ unset. Invalid input raises `ConfigError` with one sentence that names the origi
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ ENV_PREFIX = "STREAMCHAT_"
 # Environment variables with this prefix that are not settings.
 ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG", "STREAMCHAT_DEBUG", "STREAMCHAT_TRACE"}
 
+LARGEST = 2**63 - 1
+"""Largest whole number of a setting: numbers of SQLite and torch have 64 bits."""
 SESSION_ORIGIN = "session "
 """Prefix of the origin of a setting that a resumed session brings."""
 ARGUMENT_ORIGIN = "argument "
@@ -248,7 +251,10 @@ def check_value(name: str, value: Any, source: str) -> Any:
     if spec.is_table:
         return _table_text(name, value, source)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
     if type(value) is not type(default):
         raise ConfigError(f"{source}: {name} must be {_describe_type(name)}, not {short_value(value)}")
     if isinstance(value, str):
@@ -264,6 +270,8 @@ def check_value(name: str, value: Any, source: str) -> Any:
         below = high is None or value < high or (value == high and not spec.below_maximum)
         if not (above and below):
             raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid; it must be {spec.legal()}")
+        if isinstance(value, int) and value > LARGEST:
+            raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid; it must be at most {LARGEST}")
     return value
 
 
