@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from streamchat.base import events as ev
 from streamchat.base.requests import ResetOption, SetOption
@@ -278,3 +278,21 @@ async def test_the_selected_setting_stays_in_view_when_the_window_shrinks() -> N
         await driver.pilot.press("up", "up")
         await driver.pilot.resize_terminal(40, 12)
         await driver.until(lambda: list(setting_fields())[-2] in driver.screen_text)
+
+
+async def test_no_control_character_reaches_the_terminal() -> None:
+    """An imported session may have a hostile system prompt, and a page a hostile text to paste."""
+    hostile = "red \x1b]0;title\x1b\\\x1b[31m\x07\u202e text"
+    async with opened(system_prompt=hostile) as driver:
+        driver.app.screen.query_one("#words", Input).insert_text_at_cursor(f"system_{hostile}")
+        await driver.pilot.pause()
+        assert driver.app.screen.query_one("#words", Input).value == "system_red  text"
+        await retype(driver, "system_prompt")
+        await driver.pilot.press("enter")
+        assert said(driver) == "system_prompt has control characters; change it in config.toml"
+        await retype(driver, "theme")
+        await driver.pilot.press("enter", "home", "ctrl+k")
+        driver.app.screen.query_one("#value", Input).insert_text_at_cursor(f"nord\t{hostile}")
+        await driver.pilot.pause()
+        assert driver.app.screen.query_one("#value", Input).value == "nord red  text"
+        assert not {"\x1b", "\x07", "\u202e"} & set(driver.screen_text)

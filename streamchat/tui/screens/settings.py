@@ -17,10 +17,11 @@ from textual.widgets.option_list import Option
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
-from streamchat.base.sanitize import one_line
+from streamchat.base.sanitize import one_line, printable
 from streamchat.config.settings import default_of, setting_fields
 from streamchat.frontend.settings_table import SettingRow, SettingsTable, shown_value
 from streamchat.tui.bindings import bind, hint
+from streamchat.tui.widgets.line_input import LineInput
 from streamchat.tui.widgets.text import Verbatim
 
 NAME_WIDTH, VALUE_WIDTH = max(map(len, setting_fields())) + 1, 24
@@ -62,13 +63,13 @@ class SettingsScreen(ModalScreen[None]):
         """The filter, the list, and below it the selected setting with a line to edit it."""
         with Vertical(id="settings") as panel:
             panel.border_title = "Settings"
-            yield Input(self._words, placeholder="words in the name, the meaning or the value", id="words")
+            yield LineInput(self._words, placeholder="words in the name, the meaning or the value", id="words")
             yield OptionList(id="rows")
             with Vertical(id="about"):
                 yield Static(id="meaning", markup=False)
                 with Horizontal(id="edit"):
                     yield Static(id="label", markup=False)
-                    yield Input(id="value", select_on_focus=False)
+                    yield LineInput(id="value", select_on_focus=False)
                 yield Verbatim("", id="message")
 
     def on_mount(self) -> None:
@@ -182,6 +183,9 @@ class SettingsScreen(ModalScreen[None]):
             return
         if "\n" in row.value:
             self._say(f"{row.name} has several lines; change it in config.toml", error=True)
+            return
+        if printable(row.value) != row.value:
+            self._say(f"{row.name} has control characters; change it in config.toml", error=True)
             return
         self._edited = row.name
         field = self._field("value")
