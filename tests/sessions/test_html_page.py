@@ -254,7 +254,7 @@ def test_the_name_of_the_file_chooses_the_format(tmp_path: Path, capsys: pytest.
 def test_the_time_grows_with_the_turns_not_with_their_square() -> None:
     looks = 0
 
-    class Ids(array[int]):
+    class Ids(array):  # type: ignore[type-arg]
         def __len__(self) -> int:
             nonlocal looks
             looks += 1
