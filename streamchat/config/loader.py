@@ -35,6 +35,8 @@ ENV_PREFIX = "STREAMCHAT_"
 # Environment variables with this prefix that are not settings.
 ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG", "STREAMCHAT_DEBUG", "STREAMCHAT_TRACE"}
 
+LARGEST = 2**63 - 1
+"""Largest whole number of a setting: numbers of SQLite and torch have 64 bits."""
 SESSION_ORIGIN = "session "
 """Prefix of the origin of a setting that a resumed session brings."""
 ARGUMENT_ORIGIN = "argument "
@@ -265,6 +267,8 @@ def check_value(name: str, value: Any, source: str) -> Any:
         below = high is None or value < high or (value == high and not spec.below_maximum)
         if not (above and below):
             raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid; it must be {spec.legal()}")
+        if isinstance(value, int) and value > LARGEST:
+            raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid; it must be at most {LARGEST}")
     return value
 
 

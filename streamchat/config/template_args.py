@@ -15,6 +15,8 @@ NONE = "{}"
 """The text of no arguments."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _MAX_CHARACTERS = 20_000
+_MAX_DEPTH = 32
+"""Tables and lists in each other. Far below what TOML, Jinja, and Python's own recursion limit allow."""
 # What transformers' `apply_chat_template` takes or gives to the template itself, what Jinja defines, and our own.
 _RESERVED = frozenset(
     (
@@ -45,7 +47,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         return dict(parse_argument(word) for word in text.split())
     try:
-        return checked(json.loads(text, parse_constant=_refuse_constant))
+        return checked(json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_int))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -59,6 +61,8 @@ def checked(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_text(table: Mapping[str, Any]) -> str:
     """Return the value of the setting for these arguments. Raises ValueError if one has no JSON form."""
+    if _is_deeper(table, _MAX_DEPTH):
+        raise ValueError(f"it is nested too deeply; the limit is {_MAX_DEPTH} levels")
     try:
         text = json.dumps(table, ensure_ascii=False, sort_keys=True, allow_nan=False)
         text.encode()
@@ -108,6 +112,21 @@ def _json_or_text(value: str) -> Any:
         return json.loads(value, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Return whether tables and lists are nested in more than `levels` levels."""
+    if not isinstance(value, Mapping | list):
+        return False
+    parts = value.values() if isinstance(value, Mapping) else value
+    return levels == 0 or any(_is_deeper(part, levels - 1) for part in parts)
+
+
+def _parse_int(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError("a number in it has too many digits") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

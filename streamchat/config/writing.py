@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ def write_settings(file: Path, changes: Mapping[str, Any]) -> None:
         ConfigError: The file is not a streamchat configuration, the settings do not fit those in it, or it cannot be
             written. It is unchanged then.
     """
-    target = file.resolve()
+    target = Path(os.path.realpath(file))  # `Path.resolve` raises on a link to itself
     before, line_end, mode = _read(target)
     values = {name: None if value is None else check_value(name, value, str(file)) for name, value in changes.items()}
     for name, other in _SAME_BUDGET.items():
@@ -43,7 +44,7 @@ def write_settings(file: Path, changes: Mapping[str, Any]) -> None:
         written = parse(file, after.encode()).values
     except ConfigError:
         written = {}
-    if any(_checked(name, written.get(name)) != _checked(name, value) for name, value in expected.items()):
+    if any(_checked(name, written.get(name), file) != _checked(name, value, file) for name, value in expected.items()):
         raise ConfigError(f"{file}: its form is too unusual to be changed here; edit it by hand")
     check_file(file, written)
     try:
@@ -131,5 +132,5 @@ def _has_null(value: Any) -> bool:
     return value is None
 
 
-def _checked(name: str, value: Any) -> Any:
-    return None if value is None else check_value(name, value, "")
+def _checked(name: str, value: Any, file: Path) -> Any:
+    return None if value is None else check_value(name, value, str(file))

@@ -10,7 +10,7 @@ from typing import Any
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
 from streamchat.base.jsonlines import json_line
-from streamchat.base.requests import SetOption
+from streamchat.base.requests import ResetOption, SetOption
 from streamchat.config import loader
 from streamchat.config.files import LOCAL
 from streamchat.config.loader import SESSION_ORIGIN, Configuration
@@ -38,7 +38,7 @@ class SettingRow:
     wanted: str | None = None
     """A value that the user gave and that is not used yet: for the next turn, or for the next start."""
     note: str = ""
-    """When that value will be used."""
+    """When that value, or the default, will be used; '' if none waits."""
 
     @property
     def live(self) -> bool:
@@ -77,6 +77,8 @@ class SettingsTable:
         self._wanted: dict[str, Any] = {}
         self._waiting: set[str] = set()
         """Those of `_wanted` that the engine was asked to use."""
+        self._resets: set[str] = set()
+        """Those that the user reset and whose default is not used yet."""
         self._written: set[str] = set()
         """Those of `_wanted` that are in the configuration file."""
 
@@ -99,6 +101,10 @@ class SettingsTable:
         return SettingRow(name, spec.section, spec.help, value, self._engine.origin(name), wanted, self._note(name))
 
     def _note(self, name: str) -> str:
+        if name in self._resets and name in self._waiting:
+            return "reset, next turn"
+        if name not in self._wanted:
+            return ""
         if name in self._waiting:
             return "with the next turn"
         return "next start" if name in self._written else "next start, not written yet"
@@ -123,10 +129,27 @@ class SettingsTable:
         self._waiting.add(name)
         self._engine.send(SetOption(name, value))
 
+    def reset(self, name: str, *, now: bool) -> None:
+        """Reset a setting to its default, or to what the model's makers advise.
+
+        Args:
+            name: The setting.
+            now: Ask the engine, which may be busy; otherwise the default is for the next start.
+        """
+        if now:
+            self.used(name)
+            self._waiting.add(name)
+        else:
+            self.want(name, default_of(name))
+        self._resets.add(name)
+        if now:
+            self._engine.send(ResetOption(name))
+
     def used(self, name: str) -> None:
         """Forget the value that waited: the setting has changed."""
         self._wanted.pop(name, None)
         self._waiting.discard(name)
+        self._resets.discard(name)
         self._written.discard(name)
 
     def waits_for_start(self, name: str) -> bool:
@@ -151,7 +174,7 @@ class SettingsTable:
         """
         file_access.require("writing config.toml")
         value, file = self._wanted.get(name, getattr(self._engine.settings, name)), self.file()
-        if name in self._wanted or self._is_chosen(name):
+        if name not in self._resets and (name in self._wanted or self._is_chosen(name)):
             keep = value != default_of(name) or spec_of(name).by_model
         else:
             keep = False

@@ -97,13 +97,16 @@ def find_addresses(text: str) -> Iterator[tuple[int, int]]:
 
 def _trimmed(address: str) -> str:
     """Return an address without the punctuation and closing brackets of the sentence around it."""
-    while address:
-        last = address[-1]
+    counts, end = {bracket: address.count(bracket) for bracket in "()[]"}, len(address)
+    while end:
+        last = address[end - 1]
         opening = {")": "(", "]": "["}.get(last)
-        if last not in _PUNCTUATION and (opening is None or address.count(last) <= address.count(opening)):
-            return address
-        address = address[:-1]
-    return address
+        if last not in _PUNCTUATION and (opening is None or counts[last] <= counts[opening]):
+            break
+        if last in counts:
+            counts[last] -= 1
+        end -= 1
+    return address[:end]
 
 
 def linked(text: str) -> str:

@@ -141,9 +141,10 @@ def _local(width: int) -> list[ModelChoice]:
     """Return models in the current folder and its subfolders, then GGUF files that were converted earlier."""
     found: dict[str, ModelChoice] = {}
     for path in islice(_walk(Path(".")), MAX_ENTRIES):
-        name, real = f"./{path.as_posix()}", str(path.resolve())
-        if is_gguf(path.name) and path.is_file():
-            found[real] = _gguf(name, "in this folder", path.resolve(), real)
+        # os.path, because the methods of Path raise on a link to itself and on a name that is too long
+        name, real = f"./{path.as_posix()}", os.path.realpath(path)
+        if is_gguf(path.name) and os.path.isfile(path):
+            found[real] = _gguf(name, "in this folder", Path(real), real)
         elif _is_model_folder(path) and (contents := _contents(path)) is not None:
             found[real] = _native(name, "in this folder", "here", real, contents, width)
     for source in _converted():

@@ -187,7 +187,7 @@ def shard_names(index: Path) -> list[str]:
     """
     try:
         names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelNotFoundError(f"{index} cannot be read ({short(error)}); fetch the model again") from error
     if not names or any(Path(name).name != name for name in names):
         raise ModelNotFoundError(f"{index} does not list files in its own folder; fetch the model again")

@@ -123,6 +123,6 @@ def _read_config(repo_id: str, size: int) -> dict[str, Any]:
         )
     try:
         content = json.loads(fetch_file(repo_id, CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModelError(f"{CONFIG} of {repo_id} is not JSON; choose another model") from error
     return content if isinstance(content, dict) else {}

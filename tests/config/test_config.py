@@ -272,6 +272,10 @@ def test_the_full_file_with_only_the_ratio_changed_is_legal() -> None:
         ("[cache]\ncache_size = 16\nnum_sink_tokens = 16\n", ["num_sink_tokens = 16", "from 0 to 15"]),
         ("[cache]\ncache_size = 64\ncompression_ratio = 0.5\n", ["cache_size", "compression_ratio", "give one"]),
         ("[cache]\ncache_size = " + "9" * 5000, ["not valid TOML"]),
+        ("[cache]\ncache_size = 0x" + "f" * 5000, ["cache_size = a number with too many digits is not valid"]),
+        ("[generation]\ntop_k = " + "9" * 30, ["top_k = 9", "must be at most 9223372036854775807"]),
+        ("[generation]\ntemperature = " + "9" * 400, ["temperature = inf is not valid", "at most 10"]),
+        ("[interface]\ntheme = 0x" + "f" * 5000, ["theme must be text, not a number with too many digits"]),
         ("x = " + "[" * 5000, ["not valid TOML"]),
         ("[cache\n", ["not valid TOML", "line 3"]),
         ("[cache]\na = 1\na = 2\n", ["not valid TOML"]),
@@ -289,6 +293,7 @@ def test_a_wrong_file_names_file_key_and_legal_range(tables: str, words: list[st
     ("text", "words"),
     [
         ("cache_size = 64\n" + HEAD, ["cache_size belongs in the table [cache]"]),
+        ("[streamchat]\nconfig_version = 0x" + "f" * 5000, ["config_version = a number with too many digits"]),
         ("cache = 64\n" + HEAD, ["cache must be a table, [cache], not 64"]),
         ("[cache]\ncache_size = 64\n", ["no", "[streamchat]"]),
         ("streamchat = 1\n", ["[streamchat]"]),

@@ -106,6 +106,7 @@ def test_the_two_settings_of_the_budget_replace_each_other(tmp_path: Path) -> No
         ("[other]\na = 1\n", {"temperature": 1.0}, "not a streamchat configuration"),
         ("generation.top_k = 1\n[streamchat]\n", {"temperature": 1.0}, "too unusual to be changed here"),
         ("[streamchat]\n[generation\n", {"temperature": 1.0}, "not valid TOML"),
+        ("[streamchat]\n[generation]\ntop_k = -3\n", {"temperature": 1.0}, r"mine\.toml: top_k = -3 is not valid"),
     ],
 )
 def test_a_refused_change_leaves_the_file_as_it_is(
@@ -115,6 +116,13 @@ def test_a_refused_change_leaves_the_file_as_it_is(
         changed(tmp_path, text, changes)
     assert (tmp_path / "mine.toml").read_text() == text
     assert os.listdir(tmp_path) == ["mine.toml"]
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "link.toml"
+    link.symlink_to(link)
+    with pytest.raises(ConfigError, match="cannot read the configuration file"):
+        write_settings(link, {"top_k": 4})
 
 
 def other_value(name: str) -> Any:

@@ -51,6 +51,12 @@ def test_a_printed_table_reads_back(tmp_path: Path, value: str) -> None:
         ("[chat.template_args]\na = 2026-01-01", "its values must be text, numbers"),
         ("[chat.template_args]\na = nan", "its values must be text, numbers"),
         ("[chat]\ntemplate_args = '{'", "is not a JSON object"),
+        ('[chat]\ntemplate_args = \'{"a": ' + "9" * 5000 + "}'", "template_args: a number in it has too many digits"),
+        ("[chat.template_args]\na = " + "[" * 32 + "]" * 32, "it is nested too deeply; the limit is 32 levels"),
+        (
+            "[chat]\ntemplate_args = 'a=" + "[" * 900 + "]" * 900 + "'",
+            "it is nested too deeply; the limit is 32 levels",
+        ),
         ("[template_args]\na = 1", "template_args belongs in the table [chat]"),
     ],
 )

@@ -72,3 +72,14 @@ def test_words_may_be_in_any_part() -> None:
     assert [table.best_match(words) for words in ("thinking", "max new", "top", "hub id")] == [
         "thinking", "max_new_tokens", "top_p", "",
     ]  # fmt: skip
+
+
+def test_a_reset_after_a_failure_leaves_the_advice_of_models() -> None:
+    """The engine cannot reset it, and the default in the file would hide what a model's makers advise."""
+    loader.user_file().parent.mkdir(parents=True, exist_ok=True)
+    loader.user_file().write_text("[streamchat]\n[generation]\ntemperature = 0.5\n")
+    table = table_of(Configuration(Settings(temperature=0.5)), temperature="/set")
+    table.reset("temperature", now=False)
+    assert table.row("temperature").wanted == "0.7"
+    assert "temperature has its default" in table.write("temperature")
+    assert "temperature" not in loader.user_file().read_text()

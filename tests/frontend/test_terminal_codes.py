@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -113,3 +114,9 @@ def test_an_address_in_pieces_is_one_link() -> None:
     assert stream.feed("https://a.b") == ""
     assert stream.end() == linked("https://a.b") != "https://a.b"
     assert LinkStream().feed("https://" + "x" * 5000) == "https://" + "x" * 5000  # no end in sight
+
+
+def test_brackets_without_end_take_no_time() -> None:
+    start = time.monotonic()
+    assert list(find_addresses("https://a.b/" + ")" * 200_000)) == [(0, 12)]
+    assert time.monotonic() - start < 5

@@ -73,6 +73,23 @@ def test_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not [name for name, each in listed(local_files=False).items() if each.place == "here"]
 
 
+def test_broken_links_do_not_end_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, target in (("loop.gguf", "loop.gguf"), ("loop", "loop"), ("gone.gguf", "gone"), ("long.gguf", "n" * 300)):
+        (tmp_path / name).symlink_to(target)
+    write_gguf(tmp_path / "model.gguf")
+    assert [name for name, each in listed().items() if each.place == "here"] == ["./model.gguf"]
+
+
+@pytest.mark.parametrize("index", ["[" * 100_000, '{"weight_map": ' + "[" * 100_000, "[]", '{"weight_map": {"a": 1}}'])
+def test_a_damaged_index_does_not_end_the_list(index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tiny_llama(), tmp_path / "mine")
+    (tmp_path / "mine" / "model.safetensors").unlink()
+    (tmp_path / "mine" / "model.safetensors.index.json").write_text(index)
+    assert not [name for name, each in listed().items() if each.place == "here"]
+
+
 def test_the_search_of_the_current_folder_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(choices, "MAX_ENTRIES", 10)

@@ -249,3 +249,24 @@ def test_the_name_of_the_file_chooses_the_format(tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert cli.main(["sessions", "export", name, "--format", "html"]) == ExitCode.OK
     assert capsys.readouterr().out == whole
+
+
+def test_the_time_grows_with_the_turns_not_with_their_square() -> None:
+    looks = 0
+
+    class Ids(array):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            nonlocal looks
+            looks += 1
+            return super().__len__()
+
+    count = 200
+    stored = session(*["Hello"] * 2 * count)
+    turns = tuple(
+        replace(turn, start=4 * at, ids=Ids("i", [1, 2, 3, 4])) for at, turn in enumerate(stored.turns, start=1)
+    )
+    evictions = tuple(StoredEviction(turn.number, 1.0, "turn", ((4, turn.start + 1),), 9, 4) for turn in turns)
+    page = export(replace(stored, turns=turns, evictions=evictions), "html")
+    assert looks < 20 * count
+    assert f"of turns 1 to {count} evicted" in page
+    assert "1 token of turn 1 evicted" in page

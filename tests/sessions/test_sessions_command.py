@@ -150,6 +150,7 @@ def test_importing_what_was_exported(capsys: pytest.CaptureFixture[str], tmp_pat
         (b"Hello there", "it is plain text, not JSON; nothing was imported"),
         (b'{"messages": ["hello"]}', 'line 1: a message needs "role"'),
         (b'{"streamchat": 7}', "unknown format 7; this streamchat reads format 1"),
+        (b'{"streamchat": "' + b"x" * 500 + b'"}', 'unknown format "' + "x" * 36 + "...; this streamchat"),
         (b"\n\n", "has no messages"),
         (b"caf\xe9", "is not UTF-8 text"),
         (b"\xff\xfe{\0", "starts like JSON but is invalid: line 1, column 2"),

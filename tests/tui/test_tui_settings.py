@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from streamchat.base import events as ev
 from streamchat.base.requests import ResetOption, SetOption
@@ -235,3 +235,64 @@ async def test_after_a_failure_settings_are_for_the_next_start() -> None:
         await driver.pilot.press("enter")
         assert driver.engine.sent == []
         assert said(driver) == "temperature = 0.5 is for the next start: ctrl+s writes it to config.toml"
+
+
+async def test_a_reset_that_waits_is_what_is_written() -> None:
+    """During a reply the engine answers later; Ctrl+S right after Ctrl+R must not write the old value."""
+    loader.user_file().parent.mkdir(parents=True, exist_ok=True)
+    loader.user_file().write_text("[streamchat]\n[generation]\ntemperature = 0.5\n")
+    async with opened("temperature", temperature=0.5) as driver:
+        driver.engine.origins["temperature"] = "/set"
+        driver.engine.send = lambda request: driver.engine.sent.append(request)  # type: ignore[method-assign]
+        await driver.pilot.press("ctrl+r")
+        assert driver.sent(ResetOption) == [ResetOption("temperature")]
+        row = screen_of(driver).selected
+        assert row is not None
+        assert (row.value, row.wanted, row.note) == ("0.5", None, "reset, next turn")
+        assert "reset, next turn" in driver.screen_text
+        await driver.pilot.press("ctrl+s")
+        assert said(driver).startswith("temperature has its default")
+        assert "temperature" not in loader.user_file().read_text()
+        driver.engine.emit(ev.SettingChanged("temperature", 0.7))
+        await driver.until(lambda: "reset, next" not in driver.screen_text)
+        assert said(driver).startswith("temperature has its default")  # what was written stays in view
+
+
+@pytest.mark.parametrize("size", [(40, 12), (80, 12), (80, 16), (40, 24)])
+async def test_on_a_small_screen_the_edited_setting_and_its_line_are_visible(size: tuple[int, int]) -> None:
+    async with opened(size=size) as driver:
+        await driver.pilot.press("up")
+        await driver.pilot.pause()
+        assert list(setting_fields())[-1] in driver.screen_text
+        await typed(driver, "temperature")
+        assert "0.7" in driver.screen_text
+        await driver.pilot.press("enter")
+        await retype(driver, "99")
+        await driver.pilot.pause()
+        assert "temperature = 99" in driver.screen_text
+        assert "is not valid" in driver.screen_text
+
+
+async def test_the_selected_setting_stays_in_view_when_the_window_shrinks() -> None:
+    async with opened(size=(80, 40)) as driver:
+        await driver.pilot.press("up", "up")
+        await driver.pilot.resize_terminal(40, 12)
+        await driver.until(lambda: list(setting_fields())[-2] in driver.screen_text)
+
+
+async def test_no_control_character_reaches_the_terminal() -> None:
+    """An imported session may have a hostile system prompt, and a page a hostile text to paste."""
+    hostile = "red \x1b]0;title\x1b\\\x1b[31m\x07\u202e text"
+    async with opened(system_prompt=hostile) as driver:
+        driver.app.screen.query_one("#words", Input).insert_text_at_cursor(f"system_{hostile}")
+        await driver.pilot.pause()
+        assert driver.app.screen.query_one("#words", Input).value == "system_red  text"
+        await retype(driver, "system_prompt")
+        await driver.pilot.press("enter")
+        assert said(driver) == "system_prompt has control characters; change it in config.toml"
+        await retype(driver, "theme")
+        await driver.pilot.press("enter", "home", "ctrl+k")
+        driver.app.screen.query_one("#value", Input).insert_text_at_cursor(f"nord\t{hostile}")
+        await driver.pilot.pause()
+        assert driver.app.screen.query_one("#value", Input).value == "nord red  text"
+        assert not {"\x1b", "\x07", "\u202e"} & set(driver.screen_text)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -111,6 +112,10 @@ def _summary(session: StoredSession, runs: Sequence[TokenRun]) -> str:
 
 def _turns(session: StoredSession) -> Iterator[_TurnView]:
     seen, edge = turn_visibility(session), edge_of(session)
+    evictions = defaultdict[int, list[StoredEviction]](list)
+    for eviction in session.evictions:
+        evictions[eviction.turn].append(eviction)
+    ends = list(map(_end, session.turns))
     thinking, has_cache = str(session.info.settings.get("thinking", "")), not session.info.is_imported
     for turn in session.turns:
         thoughts, answer = split(turn.reply)
@@ -127,7 +132,7 @@ def _turns(session: StoredSession) -> Iterator[_TurnView]:
             markdown_html(answer) if answer else "",
             ONLY_REASONING if thoughts else "no reply",
             _figures(turn),
-            [_eviction_text(session, each) for each in session.evictions if each.turn == turn.number],
+            [_eviction_text(session.turns, ends, each) for each in evictions[turn.number]],
         )
 
 
@@ -142,15 +147,23 @@ def _figures(turn: StoredTurn) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _eviction_text(session: StoredSession, eviction: StoredEviction) -> str:
+def _eviction_text(turns: Sequence[StoredTurn], ends: Sequence[int], eviction: StoredEviction) -> str:
+    """Describe an eviction; `ends` are the ends of `turns` in the token log, which ascend as their starts do."""
     count = sum(stop - first for first, stop in eviction.runs)
-    lost = [
-        str(turn.number)
-        for turn in session.turns
-        if any(first < turn.start + len(turn.ids) and turn.start < stop for first, stop in eviction.runs)
-    ]
-    named = f" of turn {lost[0]}" if len(lost) == 1 else f" of turns {lost[0]} to {lost[-1]}" if lost else ""
+    lost = sorted(
+        {
+            at
+            for first, stop in eviction.runs
+            for at in range(bisect_right(ends, first), bisect_left(turns, stop, key=lambda turn: turn.start))
+        }
+    )
+    numbers = [turns[at].number for at in (lost[:1] + lost[-1:])]
+    named = f" of turn {numbers[0]}" if len(lost) == 1 else f" of turns {numbers[0]} to {numbers[1]}" if lost else ""
     return f"{plural(count, 'token')}{named} evicted"
+
+
+def _end(turn: StoredTurn) -> int:
+    return turn.start + len(turn.ids)
 
 
 def _date(then: float) -> str:

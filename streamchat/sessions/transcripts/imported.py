@@ -13,7 +13,7 @@ from streamchat.base.sanitize import one_line
 from streamchat.base.text_files import read_text
 from streamchat.sessions.settings import valid_settings
 from streamchat.sessions.transcripts.export import VERSION
-from streamchat.sessions.transcripts.messages import Message, Transcript, TranscriptError
+from streamchat.sessions.transcripts.messages import Message, Transcript, TranscriptError, short_json
 from streamchat.sessions.transcripts.reader import TranscriptFile, read_transcripts
 from streamchat.sessions.transcripts.values import scalar_in
 from streamchat.store.records import MAX_TITLE, ModelIdentity, NewSession, StoredTurn, clean
@@ -120,7 +120,7 @@ def _check(file: TranscriptFile, text: str) -> None:
         if file.kind == "mt-bench":
             raise TranscriptError("it has only user messages", transcript.line)
         if (version := transcript.about.get("streamchat", VERSION)) != VERSION:
-            raise TranscriptError(f"unknown format {version}; this streamchat reads format {VERSION}")
+            raise TranscriptError(f"unknown format {short_json(version)}; this streamchat reads format {VERSION}")
 
 
 def _start_of(transcript: Transcript) -> str:

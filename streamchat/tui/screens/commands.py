@@ -140,8 +140,7 @@ class CommandScreen(SendingScreen):
     def action_settings(self, words: str = "") -> None:
         """Show and change all settings."""
         if self.is_active and not self.state.watching:
-            engine, table = self.state.engine, self.state.settings
-            screen = SettingsScreen(engine, table, lambda: self._outbox.phase is not Phase.FAILED, words)
+            screen = SettingsScreen(self.state.settings, lambda: self._outbox.phase is not Phase.FAILED, words)
             self.app.push_screen(screen)
 
     def action_recall(self, words: str = "") -> None:

@@ -22,6 +22,7 @@ from streamchat.frontend.messages import excerpt
 from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
 from streamchat.tui.bindings import bind, hint
+from streamchat.tui.widgets.line_input import LineInput
 from streamchat.tui.widgets.text import Verbatim
 
 LIMIT = 100
@@ -108,7 +109,7 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         with Vertical(id="finder") as panel:
             panel.border_title = self.TITLE
             panel.border_subtitle = self.key_hints()
-            yield Input(self._words, placeholder=self.ASK, id="words", select_on_focus=False)
+            yield LineInput(self._words, placeholder=self.ASK, id="words", select_on_focus=False)
             yield Verbatim("", id="headings")
             yield OptionList(id="rows")
             yield Verbatim("", id="nothing")

@@ -17,12 +17,11 @@ from textual.widgets.option_list import Option
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
-from streamchat.base.requests import ResetOption
-from streamchat.base.sanitize import one_line
+from streamchat.base.sanitize import one_line, printable
 from streamchat.config.settings import default_of, setting_fields
-from streamchat.engine.protocol import ChatEngine
 from streamchat.frontend.settings_table import SettingRow, SettingsTable, shown_value
 from streamchat.tui.bindings import bind, hint
+from streamchat.tui.widgets.line_input import LineInput
 from streamchat.tui.widgets.text import Verbatim
 
 NAME_WIDTH, VALUE_WIDTH = max(map(len, setting_fields())) + 1, 24
@@ -33,13 +32,13 @@ class SettingsScreen(ModalScreen[None]):
     """Type to filter, Up and Down to select, Enter to edit; Esc goes back.
 
     Args:
-        engine: Changes the settings that are live.
         table: The settings; keeps values for the next start while the screen is closed.
         can_change: Whether the engine can change settings; if it has failed, they are for the next start.
         words: Initial filter.
     """
 
     CSS_PATH = "settings.tcss"
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-high")]  # noqa: RUF012 - Textual declares it for instances
     BINDINGS: ClassVar[list[BindingType]] = [
         bind("settings.close", "leave", priority=True),
         bind("settings.up", "move(-1)", priority=True),
@@ -50,11 +49,9 @@ class SettingsScreen(ModalScreen[None]):
         bind("settings.write", "write", priority=True),
     ]
 
-    def __init__(
-        self, engine: ChatEngine, table: SettingsTable, can_change: Callable[[], bool], words: str = ""
-    ) -> None:
+    def __init__(self, table: SettingsTable, can_change: Callable[[], bool], words: str = "") -> None:
         super().__init__()
-        self._engine, self._table, self._can_change, self._words = engine, table, can_change, words
+        self._table, self._can_change, self._words = table, can_change, words
         self._rows: list[SettingRow | None] = []
         """The rows of the list; None for the heading of a section."""
         self._edited = ""
@@ -66,13 +63,13 @@ class SettingsScreen(ModalScreen[None]):
         """The filter, the list, and below it the selected setting with a line to edit it."""
         with Vertical(id="settings") as panel:
             panel.border_title = "Settings"
-            yield Input(self._words, placeholder="words in the name, the meaning or the value", id="words")
+            yield LineInput(self._words, placeholder="words in the name, the meaning or the value", id="words")
             yield OptionList(id="rows")
             with Vertical(id="about"):
                 yield Static(id="meaning", markup=False)
                 with Horizontal(id="edit"):
                     yield Static(id="label", markup=False)
-                    yield Input(id="value", select_on_focus=False)
+                    yield LineInput(id="value", select_on_focus=False)
                 yield Verbatim("", id="message")
 
     def on_mount(self) -> None:
@@ -81,6 +78,10 @@ class SettingsScreen(ModalScreen[None]):
         self.query_one("#edit").display = False
         self._field("words").focus()
         self.refresh_rows()
+
+    def on_resize(self) -> None:
+        """Keep the selected setting in view."""
+        self.call_after_refresh(self.query_one(OptionList).scroll_to_highlight)
 
     def refresh_rows(self, select: str = "") -> None:
         """Update the list, and select the setting `select`, or else the one that was selected, if it is there."""
@@ -138,7 +139,8 @@ class SettingsScreen(ModalScreen[None]):
     def show_event(self, event: ev.Event) -> None:
         """Show that a setting has changed, or why not."""
         if isinstance(event, ev.SettingChanged) and not self._edited:
-            self._say("")
+            if self.query_one("#message").has_class("-error"):
+                self._say("")
             self.refresh_rows()
         elif isinstance(event, ev.Notice) and not self._edited:
             self._say(event.text, error=event.level != "info")
@@ -181,6 +183,9 @@ class SettingsScreen(ModalScreen[None]):
             return
         if "\n" in row.value:
             self._say(f"{row.name} has several lines; change it in config.toml", error=True)
+            return
+        if printable(row.value) != row.value:
+            self._say(f"{row.name} has control characters; change it in config.toml", error=True)
             return
         self._edited = row.name
         field = self._field("value")
@@ -257,11 +262,7 @@ class SettingsScreen(ModalScreen[None]):
         row = self.selected
         if row is None or self._edited:
             return
-        if row.live and self._can_change():
-            self._table.used(row.name)
-            self._engine.send(ResetOption(row.name))
-        else:
-            self._table.want(row.name, default_of(row.name))
+        self._table.reset(row.name, now=row.live and self._can_change())
         self.refresh_rows()
         self._say_next(row.name)
 
@@ -286,7 +287,7 @@ def _line(row: SettingRow) -> Text:
     value = one_line(row.value if row.wanted is None else f"{row.value} → {row.wanted}") or "empty"
     shown = value if len(value) < VALUE_WIDTH else f"{value[: VALUE_WIDTH - 2]}…"
     drawn.append(shown.ljust(VALUE_WIDTH), style="bold" if row.wanted is not None else "")
-    drawn.append(one_line(row.origin if row.wanted is None else row.note), style="dim")
+    drawn.append(one_line(row.note or row.origin), style="dim")
     return drawn
 
 
