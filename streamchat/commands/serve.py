@@ -14,6 +14,7 @@ from streamchat.base.host_names import host_name
 from streamchat.base.sanitize import one_line
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
+from streamchat.config.settings import setting_fields, spec_of
 from streamchat.server.access import token_path
 from streamchat.server.limits import Limits
 from streamchat.server.options import Options, require_libraries
@@ -30,13 +31,8 @@ DESCRIPTION = (
 )
 _DEFAULTS = Options()
 MAX_SECONDS = 86_400
-SETTINGS = (
-    *("model", "device", "dtype", "weights", "kernels", "attention"),
-    *("cache_size", "compression_ratio", "num_sink_tokens", "evict", "on_full"),
-    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed", "speculation"),
-    *("system_prompt", "chat_format", "save", "snapshot_turns"),
-)
-"""Settings with a flag."""
+SECTIONS = ("model", "cache", "generation", "chat", "sessions")
+"""Sections of the settings that have a flag: all but the interface."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +95,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"maximum number of messages of a request (default: {limits.messages})",
     )
-    flags.add_setting_flags(parser, SETTINGS)
+    flags.add_setting_flags(parser, [name for name in setting_fields() if spec_of(name).section in SECTIONS])
 
 
 def run(args: argparse.Namespace) -> int:
