@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # needs the optional libraries
 HELP = "serve endless chats through OpenAI's API"
 DESCRIPTION = (
     "Serves one model at http://HOST:PORT/v1: POST chat/completions and responses, GET models; /metrics has figures. "
-    "Every conversation is a saved session, whose cache never grows and is not prefilled again. Needs the optional "
-    "packages: pip install 'streamchat[server]'. Ctrl+C or SIGTERM stops the replies, saves the sessions, and ends "
+    "Every conversation is a saved session, whose cache never exceeds its budget and is not prefilled again. Needs the "
+    "extra streamchat[server]. Ctrl+C or SIGTERM stops the replies, saves the sessions, and ends "
     "with exit code 0."
 )
 _DEFAULTS = Options()
@@ -60,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="host name that clients use for this server, if it is another one; may be given several times",
+        help="host name that clients use for this server, if it is another one; can be repeated",
     )
     own.add_argument(
         "--token-file",
