@@ -1,9 +1,9 @@
-"""The pages of docs/ that follow from the program itself.
+"""The files of the repository that follow from the program itself.
 
     python -m tools.docs --write
 
-docs/configuration.md comes from the settings, docs/commands.md from the parser of every command, and so does the man
-page. A test says when they differ.
+docs/configuration.md and config.toml come from the settings, docs/commands.md and the man page from the parser of every
+command. A test says when they differ.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from streamchat.cli import parser
 from streamchat.config import keymap
 from streamchat.config.loader import flag_of
+from streamchat.config.render import render_toml
 from streamchat.config.settings import default_of, setting_fields, settings_by_model, spec_of
 from streamchat.conversation.loops import LONGEST, REPEATS, TOKENS
 from streamchat.frontend.slash.commands import default_registry
@@ -287,6 +288,7 @@ PAGES = {
     "docs/configuration.md": configuration_page,
     "docs/commands.md": commands_page,
     "man/streamchat.1": man_page,
+    "config.toml": render_toml,
 }
 """Path in the repository -> what makes the file."""
 

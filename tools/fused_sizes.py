@@ -1,6 +1,6 @@
 """Measures the fused kernels with other block sizes, on one GPU: `python -m tools.fused_sizes`.
 
-A decode step of a model with random weights is recorded as a CUDA graph for each variant, on a cache with 1,024 live
+A decode step of a model with random weights is captured as a CUDA graph for each variant, on a cache with 1,024 live
 slots. One line of JSON per variant: milliseconds per token, bytes of weights and cache per second, and the distance of
 the logits from those of the defaults, in units of their spread. A variant that does not compile or run is a line with
 its error. The best variant of each shape comes last; `streamchat/decode/fused/sizes.py` has the defaults.

@@ -1,7 +1,7 @@
 """Measures a chat of many turns on one GPU, whose messages have ever new lengths: `python -m tools.gpu_chat`.
 
 Prints one JSON object: time to first token, speed of decoding, growth of host memory per turn, speed of prefill by
-chunk size, reserved memory. The bytes that each recorded step took are on stderr. `tools.gpu_check` runs it.
+chunk size, reserved memory. The bytes that each captured step took are on stderr. `tools.gpu_check` runs it.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class StreamchatAgent:
         self._client = conn
 
     async def initialize(self, protocol_version: int, *_: Any, **__: Any) -> InitializeResponse:
-        """Say what this agent can do, then load the model."""
+        """Return what this agent can do, then load the model."""
         asyncio.get_running_loop().call_later(ANSWER_S, self._load)
         return InitializeResponse(
             protocol_version=PROTOCOL_VERSION,
@@ -95,7 +95,7 @@ class StreamchatAgent:
         return LoadSessionResponse()
 
     async def prompt(self, session_id: str, prompt: list[Any], **_: Any) -> PromptResponse:
-        """Send a message, stream the reply to the client, and say why it ended."""
+        """Send a message, stream the reply to the client, and return why it ended."""
         text = text_of(prompt)
         if not text.strip():
             raise RequestError(INVALID_PARAMS, "the prompt has no text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-ATTENTION_ON_GPUS = "flash, memory-efficient or math for prompts; also cuDNN in recorded steps"
+ATTENTION_ON_GPUS = "flash, memory-efficient or math for prompts; also cuDNN in captured steps"
 """Which of PyTorch's attention kernels serve on CUDA, for people; `cache.attention_backends` sets them."""
 
 

@@ -2,7 +2,7 @@
 
 cuDNN builds a plan for every new pair of lengths, queries and keys, and keeps it: on an H100, a chat of 160 turns grew
 by 3.6 MB of host memory per turn, and a forward of a new length took 60 ms instead of 18.8 ms. The plain forwards of a
-chat have new lengths all the time, so they run without cuDNN. A recorded step has one length; there PyTorch chooses,
+chat have new lengths all the time, so they run without cuDNN. A captured step has one length; there PyTorch chooses,
 and cuDNN is the fastest (350 instead of 265 tokens/s).
 """
 

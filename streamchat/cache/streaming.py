@@ -270,7 +270,7 @@ class StreamingCache(DynamicCache):
     def replace_not_finite(self) -> None:
         """Replace NaN and infinities in the buffers by 0.
 
-        A recorded step reads free slots, too: their weight is 0, but 0 times NaN is NaN.
+        A captured step reads free slots, too: their weight is 0, but 0 times NaN is NaN.
         """
         with torch.inference_mode(False), torch.no_grad():
             for layer in self.streaming_layers:

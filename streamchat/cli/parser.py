@@ -60,6 +60,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.asked: argparse.ArgumentParser = self
+        """Parser of the command that the user gave, whose help an error names."""
         self.register("type", int, parse_int)  # what `type=int` does with the text
         self.register("type", float, parse_float)
 
@@ -75,7 +77,7 @@ class Parser(argparse.ArgumentParser):
             message = f"unexpected argument {stray[1]}"
         else:
             message = message.removeprefix("argument ")
-        raise ConfigError(message if message.endswith("?") else f"{message}; see {self.prog} --help")
+        raise ConfigError(message if message.endswith("?") else f"{message}; see {self.asked.prog} --help")
 
 
 class _VersionAction(argparse.Action):
@@ -163,14 +165,26 @@ def _parse(argv: Sequence[str], *, with_commands: bool = True) -> argparse.Names
     known: set[str] = set()
     for each in (parser, *_all_below(subparsers)):
         known.update(each._option_string_actions)
+    chosen = next((subparsers.choices[word] for word in argv if word in subparsers.choices), None)
+    parser.asked = chosen or parser
     # Check first: argparse would take the value of a misspelled flag for the command.
     for word in argv:
         name = word.partition("=")[0]
         if word == "--":
             break
         if re.match(r"--?[A-Za-z]", word) and " " not in name and name not in known:
-            raise ConfigError(f"{name} is not a flag{did_you_mean(name, known) or '; see streamchat --help'}")
+            hint = did_you_mean(name, _flags_of(parser.asked)) or f"; see {parser.asked.prog} --help"
+            raise ConfigError(f"{name} is not a flag{hint}")
     return parser.parse_args(argv)
+
+
+def _flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the flags of a command and of its actions."""
+    flags_ = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and parser.prog != "streamchat":
+            flags_.update(*(_flags_of(each) for each in action.choices.values()))
+    return flags_
 
 
 def _all_below(subparsers: Subparsers[Any]) -> Iterator[argparse.ArgumentParser]:

@@ -25,6 +25,11 @@ PACKAGES = (
 OPTIONAL = {
     "matplotlib": "plots of reports",
     "textual-serve": "web",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "greenlet": "serve",
+    "agent-client-protocol": "acp",
+    "peft": "--adapter",
     "torchao": "int8 and int4 weights on a GPU",
     "accelerate": "models sharded over several GPUs",
     "ray": "sweep --ray",

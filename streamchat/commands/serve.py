@@ -14,6 +14,7 @@ from streamchat.base.host_names import host_name
 from streamchat.base.sanitize import one_line
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
+from streamchat.config.settings import setting_fields, spec_of
 from streamchat.server.access import token_path
 from streamchat.server.limits import Limits
 from streamchat.server.options import Options, require_libraries
@@ -24,19 +25,14 @@ if TYPE_CHECKING:  # needs the optional libraries
 HELP = "serve endless chats through OpenAI's API"
 DESCRIPTION = (
     "Serves one model at http://HOST:PORT/v1: POST chat/completions and responses, GET models; /metrics has figures. "
-    "Every conversation is a saved session, whose cache never grows and is not prefilled again. Needs the optional "
-    "packages: pip install 'streamchat[server]'. Ctrl+C or SIGTERM stops the replies, saves the sessions, and ends "
+    "Every conversation is a saved session, whose cache never exceeds its budget and is not prefilled again. Needs the "
+    "extra streamchat[server]. Ctrl+C or SIGTERM stops the replies, saves the sessions, and ends "
     "with exit code 0."
 )
 _DEFAULTS = Options()
 MAX_SECONDS = 86_400
-SETTINGS = (
-    *("model", "device", "dtype", "weights", "kernels", "attention"),
-    *("cache_size", "compression_ratio", "num_sink_tokens", "evict", "on_full"),
-    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed", "speculation"),
-    *("system_prompt", "chat_format", "save", "snapshot_turns"),
-)
-"""Settings with a flag."""
+SECTIONS = ("model", "cache", "generation", "chat", "sessions")
+"""Sections of the settings that have a flag: all but the interface."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="host name that clients use for this server, if it is another one; may be given several times",
+        help="host name that clients use for this server, if it is another one; can be repeated",
     )
     own.add_argument(
         "--token-file",
@@ -99,7 +95,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"maximum number of messages of a request (default: {limits.messages})",
     )
-    flags.add_setting_flags(parser, SETTINGS)
+    flags.add_setting_flags(parser, [name for name in setting_fields() if spec_of(name).section in SECTIONS])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from streamchat.web.serve import serve
 
 HELP = "serve the app to a browser"
 DESCRIPTION = (
-    "Serve the app to a browser, through textual-serve. Each tab is a chat of its own, and continues it after a reload "
+    "Serve the app to a browser, through textual-serve. Each tab is a separate chat, which resumes after a reload "
     "of the page. Prints the address to open, with a token that is new at each start; Ctrl+C stops the server and "
     "its chats, which are saved."
 )

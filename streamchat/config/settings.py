@@ -158,8 +158,9 @@ class Settings:
     )
     decode: Decode = _MODEL.harmless(
         "auto",
-        "Step for new tokens: auto (the fastest for the model), fused kernels (on a CPU: the compiled ones), graph "
-        "(recorded PyTorch operations; on a CPU not recorded), or plain (transformers); if it is missing, the next one",
+        "Step that computes new tokens: auto (the fastest for the model), fused (fused kernels; on a CPU, compiled "
+        "ones), graph (PyTorch operations; on a GPU, a captured step), or plain (transformers). If the model lacks "
+        "one, the next is used",
         choices=get_args(Decode),
     )
     attention: Attention = _MODEL.harmless(

@@ -302,12 +302,12 @@ class Conversation:
         return result
 
     def record_steps(self) -> None:
-        """Record the steps for short prompts that the latest turn used, on a GPU. Takes a while: call between turns."""
+        """Capture the steps for short prompts that the latest turn used, on a GPU. Takes a while: call between turns."""
         record_used(self.model, self.cache)
 
     @property
     def recorded_step(self) -> StepReport | None:
-        """The recorded step that computes new tokens now, or what replaced it; None for a model without one."""
+        """The captured step that computes new tokens now, or what replaced it; None for a model without one."""
         return recorded_step(self.model)
 
     # --- inside a turn ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The recorded steps of a model: one for a new token, and one for each of a few lengths of short prompts."""
+"""The captured steps of a model: one for a new token, and one for each of a few lengths of short prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CapturedSteps:
     Args:
         model: The model of the steps.
         one: `static_step(model)`.
-        record: Records the steps.
+        record: Captures the steps.
         fused: `fused_step(model)`, which is used for one token until it fails.
         no_fused: Why there is none.
     """
@@ -63,6 +63,6 @@ class CapturedSteps:
 
     @torch.inference_mode()
     def record_used(self, layers: Sequence[StreamingLayer]) -> None:
-        """Record the prompt steps that have served `layers` and are not recorded yet."""
+        """Capture the prompt steps that have served `layers` and are not captured yet."""
         for step in self._for_prompts:
             step.record_used(layers)

@@ -1,4 +1,4 @@
-"""A step recorded once as a CUDA graph and replayed for each token or prompt: one launch instead of hundreds."""
+"""A step captured once as a CUDA graph and replayed for each token or prompt: one launch instead of hundreds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from streamchat.decode.static_prompt import bind_prompt
 _log = logging.getLogger(__name__)
 
 STEADY = 8
-"""Consecutive tokens on the same buffers before a step is recorded: recording takes a few hundred milliseconds."""
+"""Consecutive tokens on the same buffers before a step is captured: a capture takes a few hundred milliseconds."""
 ANY_IDS = 32
-"""A recorded prompt step is checked with ids below this number, which every vocabulary has."""
+"""A captured prompt step is checked with ids below this number, which every vocabulary has."""
 WARM_UPS = 3
-"""Runs before the recording, in which libraries choose kernels and allocate workspaces."""
+"""Runs before the capture, in which libraries choose kernels and allocate workspaces."""
 LIMITS = {torch.float32: 5e-3}
 """By dtype: largest accepted difference between two ways to compute logits, in standard deviations of the logits."""
 ROUNDED_LIMIT = 0.3
@@ -36,16 +36,16 @@ Run = Callable[[], Tensor]
 Bind = Callable[[Any, Inputs, Sequence[Buffers], torch.dtype], Run]
 """Binds a step to its inputs and the buffers of a cache; see `streamchat.decode.static.bind`."""
 Record = Callable[[Run], Run]
-"""Records the device work of a run. Returns a function that repeats that work on the same addresses and returns the
+"""Captures the device work of a run. Returns a function that repeats that work on the same addresses and returns the
 tensor with the result, which the next replay overwrites. It holds no reference to the run."""
 
 
 class CudaRecorder:
-    """See `Record`: records CUDA graphs on `device`.
+    """See `Record`: captures CUDA graphs on `device`.
 
     They share one memory pool: they never run at the same time, and each result is read before the next replay. All
-    warm-ups and recordings use one stream of `device`: libraries keep a workspace for every stream, and PyTorch's own
-    stream for recordings is on the device that it was first used for.
+    warm-ups and captures use one stream of `device`: libraries keep a workspace for every stream, and PyTorch's own
+    stream for captures is on the device that it was first used for.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -65,7 +65,7 @@ class CudaRecorder:
                     run()
             current.wait_stream(self._stream)
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # as the recording does: the difference is what the recording takes
+            torch.cuda.empty_cache()  # as the capture does: the difference is what the capture takes
             before = torch.cuda.memory_reserved()
             replay = self._recorded(run)
             _log.info("a captured step took %d bytes of device memory", torch.cuda.memory_reserved() - before)
@@ -80,7 +80,7 @@ class CudaRecorder:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 result = run()
         except BaseException:
-            # PyTorch leaves the current stream at that of the recording, and may take the pool for one in use
+            # PyTorch leaves the current stream at that of the capture, and may take the pool for one in use
             torch.cuda.set_stream(current)
             self._in_pool = weakref.WeakSet()
             raise
@@ -95,18 +95,18 @@ class CudaRecorder:
 
 
 class CapturedStep:
-    """A static step that is recorded for the buffers of a cache, and then replayed.
+    """A static step that is captured for the buffers of a cache, and then replayed.
 
-    A step of one token is recorded after `STEADY` consecutive tokens, one of several when `record_used` is called.
+    A step of one token is captured after `STEADY` consecutive tokens, one of several when `record_used` is called.
 
-    The first call is also computed by the plain forward, to check the step; each recording is checked against the
+    The first call is also computed by the plain forward, to check the step; each capture is checked against the
     step. Any failure is logged once and disables the step: from then on every call returns None.
 
     Args:
         step: What `bind` takes: `static_step(model)`, or `prompt_step(model)` for a `length` above 1.
         device: Where the model is.
         dtype: The model's.
-        record: Records the step.
+        record: Captures the step.
         length: Tokens of the step; it serves up to as many.
         bind: Binds the step to buffers; None for that of `length`.
         name: What the step is called in the log.
@@ -173,7 +173,7 @@ class CapturedStep:
         return plain
 
     def record_used(self, layers: Sequence[StreamingLayer]) -> None:
-        """Record the step for the buffers of `layers` if it has served them and is not recorded; takes about 0.3 s.
+        """Capture the step for the buffers of `layers` if it has served them and is not captured; takes about 0.3 s.
 
         The contents of the buffers do not change, not even in free slots.
         """
@@ -190,7 +190,7 @@ class CapturedStep:
             self._give_up(f"{type(error).__name__}: {error}")
 
     def _record_unused(self, buffers: list[Buffers], start: int, slot: int) -> None:
-        """Record the step and check it with ids that do not stay in `buffers`."""
+        """Capture the step and check it with ids that do not stay in `buffers`."""
         length = self.length
         free = [tensor.narrow(2, slot, length) for pair in buffers for tensor in pair]
         before = [tensor.clone() for tensor in free]
@@ -232,7 +232,7 @@ class CapturedStep:
         return logits
 
     def _check_replay(self, run: Run) -> None:
-        """Give up if the recording does not compute what the step computes from the current inputs."""
+        """Give up if the captured step does not compute what the step computes from the current inputs."""
         assert self._replay is not None
         error = logit_distance(self._replay(), run())
         if not error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
@@ -244,7 +244,7 @@ class CapturedStep:
         return len(tensors) == len(self._seen) and all(r() is t for r, t in zip(self._seen, tensors, strict=True))
 
     def _record_with_zeros(self, run: Run, slot: int) -> Run:
-        """Record `run` with other inputs than those of the check that follows; writes to free slots only."""
+        """Capture `run` with other inputs than those of the check that follows; writes to free slots only."""
         zero = torch.zeros_like(self._inputs.ids)
         self._inputs.fill(zero, zero, slot, slot)
         return self._record(run)

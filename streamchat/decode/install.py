@@ -47,7 +47,7 @@ def install(model: Any, kernels: Kernels | None, decode: Decode = "auto") -> boo
         model: A causal LM in eval mode; its `forward` is replaced.
         kernels: Compiled kernels for a CPU, if they support the whole model; None for PyTorch's.
         decode: The setting. Whatever a model, a device or an error rules out is followed by the next: `fused` kernels
-            (on a CPU: the compiled ones), the `graph` of PyTorch's operations (on a CPU: not recorded), `plain`. `auto`
+            (on a CPU: the compiled ones), the `graph` of PyTorch's operations (on a CPU: not captured), `plain`. `auto`
             is the same as `fused`, without a warning if there are no fused kernels.
     """
     device = input_device(model)
@@ -90,7 +90,7 @@ def _cpu_step(model: Any, kernels: Kernels | None) -> Step | CompiledStep | None
 
 
 def install_captured(model: Any, record: Record, decode: Decode = "auto") -> bool:
-    """Have `record` record the steps of `model` when it decodes; returns whether the model has recordable steps.
+    """Have `record` capture the steps of `model` when it decodes; return whether the model has such steps.
 
     Plain forwards run without attention kernels that keep a plan for every length, also without such a step.
     """
@@ -143,7 +143,7 @@ def uses_fused_kernels(model: Any) -> bool:
 
 
 def record_used(model: Any, cache: StreamingCache) -> None:
-    """Record the steps of `model` for short prompts of the lengths that `cache` was fed with; not during a reply."""
+    """Capture the steps of `model` for short prompts of the lengths that `cache` was fed with; not during a reply."""
     step = getattr(model.forward, "step", None)
     if isinstance(step, CapturedSteps) and type(cache) is StreamingCache:
         layers: Any = cache.layers

@@ -31,7 +31,7 @@ def step_report(model: Any, decode: Decode = "auto", no_kernels: str = "") -> St
 
 
 def recorded_step(model: Any) -> StepReport | None:
-    """Return the recorded step that computes new tokens now, or what replaced it; None for a model without one.
+    """Return the captured step that computes new tokens now, or what replaced it; None for a model without one.
 
     Only such steps may be given up after the model was loaded.
     """

@@ -9,7 +9,7 @@ from streamchat.base.devices import device_type, is_spread
 from streamchat.config.settings import Decode
 
 COMPILED, OPERATIONS = "compiled kernels", "PyTorch operations"
-FUSED, GRAPH = "fused kernels", "recorded graph"
+FUSED, GRAPH = "fused kernels", "captured graph"
 PLAIN = "transformers"
 NOT_SUPPORTED = "the kernels do not support the model"
 MEANINGS: dict[Decode, tuple[str, ...]] = {
@@ -32,7 +32,7 @@ class StepReport:
 
     @property
     def text(self) -> str:
-        """`recorded graph: decode = graph`."""
+        """`captured graph: decode = graph`."""
         return f"{self.name}: {self.reason}" if self.reason else self.name
 
     def note(self, decode: Decode) -> str:

@@ -119,7 +119,7 @@ def require_peft() -> None:
         ConfigError: It is not installed.
     """
     if importlib.util.find_spec("peft") is None:
-        raise ConfigError("--adapter needs peft; install it with: pip install 'streamchat[adapters]'")
+        raise ConfigError("--adapter needs peft; run: pip install 'streamchat[adapters]'")
 
 
 def merge(model: Any, adapters: Sequence[Adapter], name: str, progress: Progress) -> Any:

@@ -16,8 +16,8 @@ from streamchat.scripting.inbox import Inbox
 class Reply(str):
     """The text of a reply, with how it ended. A notebook renders it as Markdown.
 
-    `finish_reason` is 'stop', 'length' (`max_new_tokens` was reached), or 'cancelled' (it was stopped); `stats` has
-    the figures of the turn.
+    `finish_reason` is 'stop', 'length' (`max_new_tokens` was reached), 'loop' (it repeated itself), or 'cancelled' (it
+    was stopped); `stats` has the figures of the turn.
     """
 
     finish_reason: ev.FinishReason

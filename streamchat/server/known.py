@@ -137,7 +137,7 @@ class KnownSession:
         self.used = next(_clock)
 
     def cut_after(self, turns: int) -> None:
-        """Forget the turns after the first `turns`."""
+        """Remove the turns after the first `turns`."""
         self.set_turns(self.keys[:turns])
         self.stamps = {number: stamp for number, stamp in self.stamps.items() if number <= turns}
         self.cut = {number for number in self.cut if number <= turns}

@@ -1,4 +1,4 @@
-"""The sessions whose caches are in memory: at most one per seat, the least recently used one leaves."""
+"""The sessions whose caches are in memory: at most one per seat; the least recently used idle one is saved."""
 
 from __future__ import annotations
 

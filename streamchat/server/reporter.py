@@ -18,7 +18,7 @@ class Reporter:
     Args:
         call: The call.
         session: The session that replies, live in `seat`.
-        seat: Before anything is prefilled for the call.
+        seat: Its seat, before anything is prefilled for the call.
     """
 
     def __init__(self, call: Call, session: KnownSession, seat: Seat) -> None:

@@ -20,7 +20,7 @@ def serve(served: Served) -> int:
     try:
         from streamchat.web.server import WebServer
     except ImportError:
-        raise ConfigError("web needs textual-serve; install it with: pip install textual-serve") from None
+        raise ConfigError("`streamchat web` needs textual-serve; run: pip install 'streamchat[web]'") from None
     if not 1 <= served.port <= 65535:
         raise ConfigError(f"--port {served.port}: the port must be from 1 to 65535")
     gate = Gate(served.host, served.port, checked_url(served.url) if served.url else "")

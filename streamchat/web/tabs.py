@@ -1,4 +1,4 @@
-"""The tabs of the browser: each runs the app in a process of its own, and finds its conversation again after a reload.
+"""The tabs of the browser: each runs the app in a process of its own, and resumes its session after a reload.
 
 A page keeps a key for its tab. The process reports the id of its saved session (`SESSION_META`), which is stored under
 that key, so that the next process of the tab can resume it, also after a restart of the server.
@@ -87,7 +87,7 @@ class KnownTabs:
         return self._sessions.get(key)
 
     def remember(self, key: str, session: str | None) -> None:
-        """Store the session of a tab; None forgets it."""
+        """Store the session of a tab; None removes it."""
         if not key or self._sessions.get(key) == session:
             return
         self._sessions.pop(key, None)

@@ -107,6 +107,11 @@ def test_an_axis_of_turns_names_no_half_turn() -> None:
     [
         (["--cach-size", "9"], "--cach-size is not a flag; did you mean --cache-size?"),
         (["--qqqqq"], "--qqqqq is not a flag; see streamchat --help"),
+        (["--foo"], "--foo is not a flag; see streamchat --help"),
+        (["serve", "--foo"], "--foo is not a flag; see streamchat serve --help"),
+        (["serve", "--lvie", "2"], "--lvie is not a flag; did you mean --live?"),
+        (["serve", "--theme", "nord"], "unexpected argument --theme nord; see streamchat serve --help"),
+        (["sessions", "export", "--fromat", "html"], "--fromat is not a flag; did you mean --format?"),
         (["sesions"], "sesions is not a command; did you mean sessions?"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Short prompts by recorded steps of fixed length: padded, masked, and as if the padding had never been there."""
+"""Short prompts by captured steps of fixed length: padded, masked, and as if the padding had never been there."""
 
 from __future__ import annotations
 

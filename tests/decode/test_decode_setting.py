@@ -211,7 +211,7 @@ def test_the_line_of_a_loaded_model_names_the_step_only_if_there_is_a_faster_one
 
     assert "compiled" not in line(decode_step=COMPILED)
     slow = line(decode_step=GRAPH, decode_reason="Triton is not installed")
-    assert " · recorded graph: Triton is not installed · ready in" in slow
+    assert " · captured graph: Triton is not installed · ready in" in slow
 
 
 def test_doctor_names_the_step_and_where_the_choice_is_from(capsys: pytest.CaptureFixture[str]) -> None:

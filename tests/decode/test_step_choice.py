@@ -1,4 +1,4 @@
-"""Which step decodes on a GPU: fused kernels, a recorded step, or the plain forward."""
+"""Which step decodes on a GPU: fused kernels, a captured step, or the plain forward."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def test_a_chat_is_measured(tmp_path: Path) -> None:
     stand_in().install(loaded.model)
     found = json.loads(json.dumps(gpu_chat.measure_chat(loaded, 8)))
     assert found["disabled_steps"] == ""
-    assert found["step"].startswith("recorded graph")
+    assert found["step"].startswith("captured graph")
     assert found["ttft_ms"]["first quarter"] > 0
     assert found["ttft_ms"]["later"] > 0
     assert found["decode_tps"] > 0
@@ -155,7 +155,7 @@ def lines_of(printed: str) -> list[dict[str, Any]]:
 def test_a_recorded_step_is_compared_with_the_forward(dtype: str) -> None:
     found = gpu_steps.compare(Comparison("llama", dtype, "graph"), "cpu", True)
     assert found.passed
-    assert found.step.startswith("recorded graph")
+    assert found.step.startswith("captured graph")
     assert found.distance is not None
     assert 0 < found.distance < 0.1
 

@@ -119,7 +119,7 @@ def test_what_cannot_be_served_is_one_sentence(
     assert "cache_size must be" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "streamchat.web.server", None)
     assert cli.main(["web"]) == 2
-    assert "web needs textual-serve; install it with: pip install textual-serve" in capsys.readouterr().err
+    assert "`streamchat web` needs textual-serve; run: pip install 'streamchat[web]'" in capsys.readouterr().err
 
 
 def test_the_old_flags_say_the_command_and_do_the_same(

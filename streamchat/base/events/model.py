@@ -76,7 +76,7 @@ class ModelInfo:
     cache_dtype: str = ""
     """Dtype of cached keys and values; '' for that of the model."""
     decode_step: str = ""
-    """What computes new tokens: 'compiled kernels', 'PyTorch operations', 'fused kernels', 'recorded graph' or
+    """What computes new tokens: 'compiled kernels', 'PyTorch operations', 'fused kernels', 'captured graph' or
     'transformers'; '' in events of earlier versions."""
     decode_reason: str = ""
     """Why a faster step does not run; '' if there is none."""

@@ -24,7 +24,7 @@ from streamchat.decode.steps import MEANINGS
 from streamchat.telemetry.memory import memory_state
 
 WARM_UP = 12
-"""Untimed tokens of each stream: a step is recorded after eight."""
+"""Untimed tokens of each stream: a step is captured after eight."""
 PROMPT = 32
 """Tokens of the prompt whose time to the first token is measured."""
 PROMPTS = 3
@@ -145,7 +145,7 @@ def _decode(stream: ModelStream, token: int, sizes: Sizes) -> list[float]:
 
 
 def _first_token_s(stream: ModelStream, subject: Subject) -> float:
-    """Return the median seconds from a short prompt to the first token; a chat has recorded its steps by then."""
+    """Return the median seconds from a short prompt to the first token; a chat has captured its steps by then."""
     times = []
     for number in range(2 + PROMPTS):
         prompt = subject.ids(PROMPT, seed=number + 2)

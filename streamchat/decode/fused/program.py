@@ -82,7 +82,7 @@ class FusedProgram:
         return logits.view(1, 1, -1)
 
     def compile(self) -> None:
-        """Compile all kernels; takes about a second for each that is not in Triton's cache."""
+        """Compile all kernels; each that is not in Triton's cache takes a moment."""
         logits = torch.empty(self.vocabulary, dtype=torch.float32, device=self._device)
         for launch, changing in self.calls(Inputs(self._device), self._some_buffers(), logits):
             launch.compile(**changing)

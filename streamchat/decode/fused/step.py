@@ -1,4 +1,4 @@
-"""A step of fused kernels, for `streamchat.decode.cuda_graph`: bound to buffers, recorded, replayed."""
+"""A step of fused kernels, for `streamchat.decode.cuda_graph`: bound to buffers, captured, replayed."""
 
 from __future__ import annotations
 
