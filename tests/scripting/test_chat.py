@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import gc
+import os
 import re
 import sys
 import threading
@@ -475,7 +476,7 @@ def test_an_argument_of_another_type_is_refused_and_the_chat_continues(
 def test_a_forked_process_is_told_to_make_its_own_chat(real: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = real()
     with monkeypatch.context() as forked:
-        forked.setattr(module.os, "getpid", lambda: -1)
+        forked.setattr(os, "getpid", lambda: -1)
         with pytest.raises(StreamchatError, match="forked"):
             chat.ask("hello")
     assert chat.ask("hello").finish_reason
