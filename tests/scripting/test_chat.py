@@ -447,6 +447,8 @@ def test_a_reply_can_be_made_of_any_turn() -> None:
 
 # --- arguments of another type, and other processes ---------------------------------------------------------------
 
+SESSION_OF_ANOTHER_TYPE: Any = {"session": 5}
+
 
 @pytest.mark.parametrize(
     "call",
