@@ -461,7 +461,7 @@ SESSION_OF_ANOTHER_TYPE: Any = {"session": 5}
         lambda chat: chat.recall(None),
         lambda chat: chat.set(temperature=10**400),
         lambda chat: chat.set(top_k=-(10**5000)),
-        lambda chat: Chat(session=5),
+        lambda chat: Chat(**SESSION_OF_ANOTHER_TYPE),
     ],
 )
 def test_an_argument_of_another_type_is_refused_and_the_chat_continues(
