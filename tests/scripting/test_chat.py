@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import contextlib
 import gc
 import re
 import sys
@@ -442,6 +443,37 @@ def test_the_example_of_the_docs_runs_as_it_is_written(
 def test_a_reply_can_be_made_of_any_turn() -> None:
     stats = events.TurnStats(1, 1, 1, 1, 1, 0, 0, None, None, 0, 0, None, "stop")
     assert Reply(events.TurnFinished(stats, "stop", "text")).answer == "text"
+
+
+def test_threads_that_send_at_the_same_moment_get_a_reply_or_an_error(
+    real: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other starts a turn: no two read the events of one, which would let one wait forever."""
+    chat = real()
+    settle, both = chat._settle, threading.Barrier(2)
+
+    def settle_together() -> None:
+        settle()
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+
+    monkeypatch.setattr(chat, "_settle", settle_together)
+    outcomes: list[str] = []
+
+    def ask(text: str) -> None:
+        try:
+            outcomes.append(type(chat.ask(text)).__name__)
+        except TurnError as error:
+            outcomes.append(type(error).__name__)
+
+    threads = [threading.Thread(target=ask, args=(text,), daemon=True) for text in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert "Reply" in outcomes
+    assert len(chat.history) == outcomes.count("Reply")
 
 
 # --- arguments of another type, and other processes ---------------------------------------------------------------
