@@ -121,6 +121,8 @@ class Chat:
         self._turn: RunningTurn | None = None
         self._stream: weakref.ref[ReplyStream] | None = None
         self._calls = 0
+        self._lock = threading.RLock()
+        """Held while a request starts, so that no two threads read the events of one."""
         self._is_closed = False
         self._process = os.getpid()
         self._end = weakref.finalize(self, self._engine.close, CLOSE_S)
@@ -352,12 +354,13 @@ class Chat:
     # --- requests -----------------------------------------------------------------------------------------------
 
     def _run(self, request: rq.TurnRequest) -> ReplyStream:
-        self._settle()
-        self._engine.send(request)
-        self._turn = RunningTurn(self._engine, self._inbox)
-        stream = ReplyStream(self._turn)
-        self._stream = weakref.ref(stream)
-        return stream
+        with self._lock:
+            self._settle()
+            self._engine.send(request)
+            self._turn = RunningTurn(self._engine, self._inbox)
+            stream = ReplyStream(self._turn)
+            self._stream = weakref.ref(stream)
+            return stream
 
     def _settle(self) -> None:
         """End a reply that nobody reads any more, and report what happened since the last call.
@@ -382,6 +385,10 @@ class Chat:
 
     def _call(self, request: rq.Request | None) -> list[ev.Event]:
         """Send a request, wait until it was carried out, and return its events."""
+        with self._lock:
+            return self._carried_out(request)
+
+    def _carried_out(self, request: rq.Request | None) -> list[ev.Event]:
         self._settle()
         if request is not None:
             self._engine.send(request)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import contextlib
 import gc
-import os
 import re
 import sys
 import threading
@@ -445,6 +445,40 @@ def test_a_reply_can_be_made_of_any_turn() -> None:
     assert Reply(events.TurnFinished(stats, "stop", "text")).answer == "text"
 
 
+def test_threads_that_send_at_the_same_moment_get_a_reply_or_an_error(
+    real: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other starts a turn: no two read the events of one, which would let one wait forever."""
+    chat = real()
+    settle, both = chat._settle, threading.Barrier(2)
+
+    def settle_together() -> None:
+        settle()
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+
+    monkeypatch.setattr(chat, "_settle", settle_together)
+    streams: list[tuple[str, list[events.Event]]] = []
+
+    def ask(text: str) -> None:
+        with contextlib.suppress(TurnError):
+            streams.append((text, list(chat.send(text))))
+
+    for _ in range(5):
+        both.reset()
+        threads = [threading.Thread(target=ask, args=(text,), daemon=True) for text in ("one", "two")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+    assert len(streams) == len(chat.history) >= 5
+    for text, found in streams:
+        assert kinds(found).count("TurnStarted") == 1
+        assert isinstance(found[-1], events.TurnFinished)
+        assert found[-1].text == text
+
+
 # --- arguments of another type, and other processes ---------------------------------------------------------------
 
 SESSION_OF_ANOTHER_TYPE: Any = {"session": 5}
@@ -461,7 +495,7 @@ SESSION_OF_ANOTHER_TYPE: Any = {"session": 5}
         lambda chat: chat.recall(None),
         lambda chat: chat.set(temperature=10**400),
         lambda chat: chat.set(top_k=-(10**5000)),
-        lambda chat: Chat(**SESSION_OF_ANOTHER_TYPE),
+        lambda chat: Chat(session=5),  # type: ignore[arg-type]
     ],
 )
 def test_an_argument_of_another_type_is_refused_and_the_chat_continues(
@@ -478,7 +512,7 @@ def test_an_argument_of_another_type_is_refused_and_the_chat_continues(
 def test_a_forked_process_is_told_to_make_its_own_chat(real: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = real()
     with monkeypatch.context() as forked:
-        forked.setattr(os, "getpid", lambda: -1)
+        forked.setattr("os.getpid", lambda: -1)
         with pytest.raises(StreamchatError, match="forked"):
             chat.ask("hello")
     assert chat.ask("hello").finish_reason
