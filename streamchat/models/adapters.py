@@ -27,6 +27,11 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Start of the names of all tensors that peft saves."""
 OTHER_ADAPTER = "choose another adapter"
+REFUSED = {
+    "megatron_config": "makes peft import a Python module that the adapter names",
+    "layer_replication": "repeats layers that share weights, so it cannot be merged",
+}
+"""Entries of an adapter's config that are refused, and why."""
 _MATRIX = re.compile(r"(?P<layer>.+)\.(lora_|lora_embedding_)(?P<part>[AB])(\.weight)?")
 
 
@@ -86,6 +91,9 @@ def _inspect(folder: Path) -> Adapter:
         raise UnsupportedModelError(
             f"{folder} holds an adapter of type {str(kind)[:40]!r}, and only LORA can be merged; {OTHER_ADAPTER}"
         )
+    for entry, why in REFUSED.items():
+        if config.get(entry):
+            raise UnsupportedModelError(f"{folder} has {entry} in its config, which {why}; {OTHER_ADAPTER}")
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
             raise UnsupportedModelError(
@@ -94,6 +102,10 @@ def _inspect(folder: Path) -> Adapter:
             )
         raise ModelNotFoundError(f"{folder} has no weights ({WEIGHTS}); fetch the adapter again")
     tensor_shapes(folder / WEIGHTS)
+    if config.get("use_dora") and not any(
+        "lora_magnitude_vector" in name for name, _ in _named_shapes(folder / WEIGHTS)
+    ):
+        raise ModelNotFoundError(f"{folder} is a DoRA adapter without its magnitudes; fetch the adapter again")
     return Adapter(folder, str(config.get("base_model_name_or_path") or "")[:200])
 
 

@@ -26,6 +26,7 @@ from tests.support.scripted_engine import ScriptedEngine
 HOSTILE = """[streamchat]
 [model]
 model = "./weights"
+adapter = "./lora"
 [generation]
 top_k = 7
 [chat]
@@ -41,7 +42,7 @@ stats_json = "/etc/cron.d/x"
 [keys]
 app.quit = "f9"
 """
-NEED_TRUST = ("model", "save", "snapshot_turns", "history", "metrics_port", "metrics_host", "stats_json")
+NEED_TRUST = ("model", "adapter", "save", "snapshot_turns", "history", "metrics_port", "metrics_host", "stats_json")
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_trust_holds_for_this_place_and_these_contents(folder: Path, capsys: pyt
     assert (loaded.settings.model, loaded.settings.metrics_port, loaded.settings.save) == ("./weights", 9100, "never")
     assert loaded.keys == {"app.quit": "f9"}
     assert "not trusted" not in loaded.local_notice
-    assert loaded.local_notice.startswith(f"{folder / 'config.toml'} sets model, top_k")
+    assert loaded.local_notice.startswith(f"{folder / 'config.toml'} sets model, adapter, top_k")
 
     put(HOSTILE.replace("9100", "9101"))
     assert loader.load(environ={}).settings.metrics_port == 0

@@ -168,6 +168,27 @@ def test_tied_weights_are_not_changed_behind_the_other_layer(tmp_path: Path) -> 
     assert "changes lm_head, whose weights tied shares with model.embed_tokens" in refusal(tied, adapter)
 
 
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "evil_module"}, "makes peft import a Python module"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "repeats layers that share weights"),
+        ({"use_dora": True}, "is a DoRA adapter without its magnitudes"),
+    ],
+)
+def test_entries_that_run_code_or_merge_wrongly(
+    entry: dict[str, Any],
+    words: str,
+    base: Path,
+    tmp_path: Path,
+    tensors: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert words in refusal(base, write_adapter(tmp_path / "odd", tensors, **entry))
+
+
 def test_damaged_and_other_adapters(base: Path, lora: Path, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     config, weights = lora / "adapter_config.json", lora / "adapter_model.safetensors"
     good = config.read_text()

@@ -481,8 +481,6 @@ def test_threads_that_send_at_the_same_moment_get_a_reply_or_an_error(
 
 # --- arguments of another type, and other processes ---------------------------------------------------------------
 
-SESSION_OF_ANOTHER_TYPE: Any = {"session": 5}
-
 
 @pytest.mark.parametrize(
     "call",
