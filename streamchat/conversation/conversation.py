@@ -302,7 +302,7 @@ class Conversation:
         return result
 
     def record_steps(self) -> None:
-        """Capture the steps for short prompts that the latest turn used, on a GPU. Takes a while: call between turns."""
+        """Capture the steps for short prompts that the latest turn used, on a GPU. Slow: call between turns."""
         record_used(self.model, self.cache)
 
     @property
