@@ -33,9 +33,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: The SDK is not installed, or stdin is a terminal.
     """
     if find_spec("acp") is None:
-        raise ConfigError(
-            "`streamchat acp` needs the package agent-client-protocol; run: pip install 'streamchat[acp]'"
-        )
+        raise ConfigError("`streamchat acp` needs agent-client-protocol; run: pip install 'streamchat[acp]'")
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError("`streamchat acp` speaks a protocol on stdin; let an editor start it")
     configuration = flags.configuration_of(args)

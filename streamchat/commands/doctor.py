@@ -106,7 +106,7 @@ def as_text(report: Report) -> str:
 
 
 def _row(label: str, value: Any) -> str:
-    return f"  {LABELS.get(label, label).removesuffix(' bytes'):<18} {_format_value(label, value)}".rstrip()
+    return f"  {LABELS.get(label, label).removesuffix(' bytes'):<21} {_format_value(label, value)}".rstrip()
 
 
 def _format_value(label: str, value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
+from packaging.requirements import Requirement
 
 from streamchat import __version__
 from streamchat.base import paths
@@ -78,7 +80,7 @@ def test_weights_that_stay_quantized_have_the_size_of_their_file(
 def test_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--model", "pythia-410m"]) == 0
     out = capsys.readouterr().out
-    assert f"streamchat         {__version__}" in out
+    assert f"  {'streamchat':<21} {__version__}" in out
     assert "EleutherAI/pythia-410m, not fetched yet; the first start fetches it" in out
     assert out.endswith("no problems found\n")
 
@@ -297,3 +299,10 @@ def test_kernels_that_are_not_compiled_yet(
     monkeypatch.setattr(build, "library_path", lambda: tmp_path / "kernels.so")
     _code, report = told(capsys)
     assert report["device"]["cpu kernels"] == "not compiled yet; /usr/bin/gcc compiles them at the first start"
+
+
+def test_every_package_of_an_extra_has_a_row() -> None:
+    project = tomllib.loads((Path(doctor_versions.__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    packages = {Requirement(line).name for name in extras.keys() - {"dev", "fused"} for line in extras[name]}
+    assert packages - {"streamchat"} == doctor_versions.OPTIONAL.keys() - {"llama-cpp-python"}
