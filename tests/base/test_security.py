@@ -16,7 +16,6 @@ from typing import Any
 
 import pexpect
 import pytest
-from streamchat.cli.serve import HOST
 
 import streamchat
 from streamchat.base import paths
@@ -27,6 +26,7 @@ from streamchat.models.bundled.fetch import PinnedWheel, extract_member
 from streamchat.models.load import load_model
 from streamchat.store.store import Store
 from streamchat.telemetry.log_file import log_path
+from streamchat.web.launch import HOST
 from tests.support.models_help import save, tiny_llama
 from tests.support.program import output_of, run
 from tests.support.saved_sessions import a_session, a_turn
