@@ -25,7 +25,7 @@ PACKAGES = (
 OPTIONAL = {
     "matplotlib": "plots of reports",
     "textual-serve": "web",
-    "torchao": "int8 and int4 weights on a GPU",
+    "torchao": "int8 and int4 weights on a GPU without fused kernels",
     "accelerate": "models sharded over several GPUs",
     "ray": "sweep --ray",
     "llama-cpp-python": "bench --peers",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from streamchat.base.errors import ConfigError
 from streamchat.base.progress import silent
 from streamchat.cache.logits import logit_distance
 from streamchat.decode.fused import step as fused
-from streamchat.decode.install import install_captured, uses_fused_kernels
+from streamchat.decode.install import install, install_captured, uses_fused_kernels
 from streamchat.models.fingerprint import model_fingerprint, set_contents_digest
 from streamchat.models.quantize import gpu, served_copy
 from streamchat.models.quantize.cpu import use_weights
@@ -26,7 +28,8 @@ from streamchat.quantization import unpack
 from streamchat.quantization.layouts import LAYOUTS, weights_of
 from streamchat.quantization.linear import joined_bias, quantized_bytes, quantized_layers
 from streamchat.quantization.matrix import QuantizedMatrix
-from streamchat.quantization.weights import Kind, QuantizedWeight, quantize
+from streamchat.quantization.weights import ON_A_GPU, Kind, QuantizedWeight, quantize
+from tests.gpu.conftest import NEEDS_CUDA
 from tests.support.decode_models import cache_of, make, stream
 from tests.support.families import build, text
 from tests.support.interpreter import needs_interpreter, patch_once
@@ -101,13 +104,13 @@ def test_native_weights_are_freed_layer_by_layer(fused_kernels: None) -> None:
     weights = [weakref.ref(each.weight) for name, each in model.named_modules() if name.endswith("_proj")]
     alive: list[int] = []
 
-    def progress(stage: str, done: int, total: int, unit: str) -> None:
+    def progress(stage: str, done: int = 0, total: int = 0, unit: str = "", /) -> None:
         assert stage == "Quantizing m to int4"
         alive.append(sum(each() is not None for each in weights))
 
     quantize_to_tiles(model, "int4", "m", progress)
     assert alive[0] == len(weights)
-    assert all(0 < before - after <= 3 for before, after in zip(alive, alive[1:], strict=False) if before)
+    assert all(0 < before - after <= 3 for before, after in itertools.pairwise(alive) if before)
     assert not any(each() is not None for each in weights)
 
 
@@ -273,3 +276,41 @@ def test_fused_kernels_decode_with_the_tiles(
     assert graphs.replays > 5
     assert not caplog.records
     assert logit_distance(found, expected) < 2e-5
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_decodes_with_tiles(kind: Kind, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    """The fused kernels and the recorded prompts, against the plain forward of the dequantized weights."""
+    model = make("llama").to("cuda", dtype)
+    if reason := why_not_tiles(model, kind, "auto"):
+        pytest.skip(f"no fused kernels here: {reason}")
+    assert use(model, kind)[0] == kind
+    plain, ids = dequantized(model), text(120).cuda()
+    expected = stream(plain, cache_of(plain, 48), ids, 20).float()
+    assert install(model, None, "fused")
+    found = stream(model, cache_of(model, 48), ids, 20).float()
+    assert uses_fused_kernels(model)
+    assert "without" not in caplog.text
+    assert logit_distance(found, expected) < (1e-4 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_makes_the_tiles_of_a_cpu_and_needs_little_more_memory(kind: Kind) -> None:
+    weight = torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected, near = quantize(weight, kind, None, tiled=True), weight.cuda()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = quantize(near, kind, None, tiled=True)
+    assert torch.cuda.max_memory_allocated() - before < 2 * expected.nbytes + 16 * 4 * ON_A_GPU
+    assert (found.data.cpu() != expected.data).float().mean() < 1e-3  # ties round either way
+    whole = expected.dequantize(torch.bfloat16)
+    torch.testing.assert_close(moved_to(expected, "cuda").dequantize(torch.bfloat16).cpu(), whole, rtol=0, atol=0)
+
+
+def moved_to(weight: QuantizedWeight, device: str) -> QuantizedWeight:
+    return replace(weight, data=weight.data.to(device), scales=weight.scales.to(device))
