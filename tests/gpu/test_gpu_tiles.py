@@ -15,6 +15,7 @@ import torch
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.progress import silent
+from streamchat.benchmarks.gpu.bandwidth import weight_bytes_per_token
 from streamchat.cache.logits import logit_distance
 from streamchat.decode.fused import step as fused
 from streamchat.decode.install import install, install_captured, uses_fused_kernels
@@ -164,6 +165,7 @@ def test_an_output_layer_that_is_the_embedding_gets_tiles_of_its_own() -> None:
     assert head.weight is table
     assert not isinstance(table, QuantizedMatrix)
     assert quantized_bytes(model) == head.quantized.nbytes > 0
+    assert weight_bytes_per_token(model) == stored_bytes(model) - table.nbytes + head.quantized.nbytes
     hidden = torch.randn(30, 128, generator=torch.Generator().manual_seed(0))
     expected = hidden @ head.quantized.dequantize(torch.float32).T  # for any number of tokens
     torch.testing.assert_close(head(hidden), expected, rtol=0, atol=2e-5)
