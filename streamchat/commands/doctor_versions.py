@@ -30,7 +30,7 @@ OPTIONAL = {
     "greenlet": "serve",
     "agent-client-protocol": "acp",
     "peft": "--adapter",
-    "torchao": "int8 and int4 weights on a GPU",
+    "torchao": "int8 and int4 weights on a GPU without fused kernels",
     "accelerate": "models sharded over several GPUs",
     "ray": "sweep --ray",
     "llama-cpp-python": "bench --peers",

@@ -146,7 +146,7 @@ class Settings:
     )
     weights: Weights = _MODEL.harmless(
         "auto",
-        "Weight precision for decoding: native, int8 or int4 (torchao on a GPU); on a CPU, auto keeps the codes of a "
+        "Weight precision for decoding: native, int8 or int4; on a CPU, auto keeps the codes of a "
         "GGUF file and quantizes other weights if measured perplexity rises by at most 1 %",
         choices=get_args(Weights),
     )

@@ -23,7 +23,7 @@ from streamchat.decode.captured_steps import CapturedSteps
 from streamchat.decode.cuda_graph import CudaRecorder, Record
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
-from streamchat.decode.fused.step import FusedStep, fused_step, unavailable
+from streamchat.decode.fused.step import INCOMPLETE, FusedStep, fused_step, unavailable
 from streamchat.decode.native_step import CompiledStep, kernels_support
 from streamchat.decode.static import static_step
 from streamchat.kernels.library import Kernels
@@ -128,7 +128,7 @@ def _compiled_fused_step(model: Any, is_wanted: bool) -> tuple[FusedStep | None,
         if step is not None:
             step.compile()
             return step, ""
-        reason = reason or "they do not compute every part of this model"
+        reason = reason or INCOMPLETE
         level = logging.WARNING if is_wanted else logging.INFO
     except Exception as error:  # whatever a compiler raises, there are other steps
         reason, level = f"{type(error).__name__}: {error}", logging.WARNING

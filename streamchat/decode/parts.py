@@ -47,7 +47,7 @@ def projection(*layers: Any) -> Op:
     bias = joined_bias(layers, dtype)
     if bias is not None:
         return lambda x: multiply(x) + bias
-    if dtype != torch.bfloat16 or whole.kernels is not None or whole.rows != len(data):
+    if dtype != torch.bfloat16 or whole.tiled or whole.rows != len(data):
         return multiply
     if whole.layout == "int8":
         return lambda x: torch._weight_int8pack_mm(x, data, scales)

@@ -178,7 +178,14 @@ def _load_planned(
         compiled = load_kernels(kernels)
     set_contents_digest(model, digest)
     used, weight_notes = use_weights(
-        model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
+        model,
+        tokenizer,
+        weights,
+        device=done.device,
+        name=done.name,
+        kernels=kernels,
+        progress=progress,
+        decode=decode,
     )
     step_notes = install_checked(model, compiled, used, decode)
     is_new = copy is not None and done.tiles != copy and done.dtype == plan.dtype and can_be_served(model)

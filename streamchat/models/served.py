@@ -21,7 +21,7 @@ from streamchat.quantization.weights import QuantizedWeight
 
 
 def build_served(
-    folder: Path, dtype: torch.dtype, attention: str, kernels: Kernels
+    folder: Path, dtype: torch.dtype, attention: str, kernels: Kernels | None
 ) -> tuple[Any, dict[str, Any]] | None:
     """Return the model of `folder` with its tiles as weights, and transformers' loading information.
 
@@ -46,7 +46,7 @@ def build_served(
                 _assign(model, name, tensor)
         model.tie_weights()
         _use_tiles(model, {name: tensor for name, tensor in found.items() if name in tied})
-        model.register_state_dict_post_hook(_dequantize)
+        model.register_state_dict_post_hook(dequantize_state)
         _set_generation_config(model, folder)
     return model, {"missing_keys": missing, "mismatched_keys": wrong}
 
@@ -145,7 +145,7 @@ def _use_tiles(model: Any, copies: Mapping[str, Tensor]) -> None:
             model.set_submodule(name, QuantizedLinear(linear, weight.quantized))
 
 
-def _dequantize(model: Any, state: dict[str, Any], *_: Any) -> None:
+def dequantize_state(model: Any, state: dict[str, Any], *_: Any) -> None:
     """Replace codes in the state of a model, so that it can be saved; tied weights stay one tensor."""
     plain: dict[int, Tensor] = {}
     for name, weight in state.items():

@@ -86,29 +86,32 @@ def tiles(layout: Layout, coded: Coded) -> Tensor:
 
 
 def weights_of(layout: Layout, data: Tensor) -> Tensor:
-    """(n, units, bytes of a unit) uint8 -> (n, 16, columns) float32: the weights of `n` tiles, without the kernels."""
+    """(n, units, bytes of a unit) uint8 -> (n, 16, columns) float32: the weights of `n` tiles, on their device.
+
+    Uses no kernels of our own, and reads nothing back from the device.
+    """
     count = len(data)
     factors = None
     if layout.scales >= SUPER_32:
         head, data = torch.split(data, [HEADER, layout.unit_bytes - HEADER], -1)
-        factors = _planes(head.contiguous().view(torch.float16)).float()
+        factors = _planes(head.contiguous().view(torch.float16)).float()[:, :, None]  # (n, superblocks, 1, 2, 16)
         data = data.reshape(count, factors.shape[1] * SUPERBLOCK, -1)
     codes = (_unpack_4_bits if layout.bits == 4 else _unpack_8_bits)(data[..., : 64 * layout.bits])
     rest = data[..., 64 * layout.bits :].contiguous()
     kinds = {SUPER_32: torch.uint8, SUPER_16: torch.int8}
     scales = _planes(rest.view(kinds.get(layout.scales, torch.float16))).float()
     if factors is not None:
-        scales = scales * factors.repeat_interleave(SUPERBLOCK, 1)[:, :, [0, 0 if layout.scales == SUPER_16 else 1]]
+        factors = factors[..., :1, :] if layout.scales == SUPER_16 else factors
+        scales = (scales.view(count, -1, SUPERBLOCK, 2, TILE) * factors).view(scales.shape)
     scales = scales.permute(0, 3, 1, 2)  # (n, 16, groups, 1 or 2)
     if layout.scales == SUPER_16:
-        weights = codes * scales.repeat_interleave(GROUP // 2, -1)
-    else:
-        weights = codes * scales[..., :1]
-        if layout.scales == SCALE_MIN:
-            weights += scales[..., 1:]
-        if layout.scales == SUPER_32:
-            weights -= scales[..., 1:]
-    return weights.reshape(count, TILE, -1)
+        return (codes.view(*scales.shape, -1) * scales[..., None]).view(count, TILE, -1)
+    weights = codes * scales[..., :1]
+    if layout.scales == SCALE_MIN:
+        weights += scales[..., 1:]
+    elif layout.scales == SUPER_32:
+        weights -= scales[..., 1:]
+    return weights.view(count, TILE, -1)
 
 
 def _by_tile(rows: Tensor) -> Tensor:
@@ -136,9 +139,9 @@ def _pack_8_bits(codes: Tensor) -> Tensor:
 
 
 def _unpack_8_bits(data: Tensor) -> Tensor:
-    """Return (tiles, 16, groups, 32) float32 codes."""
+    """Return (tiles, 16, groups, 32) int8 codes."""
     pairs = data.reshape(*data.shape[:2], GROUP // 2, TILE, 2).view(torch.int8)
-    return pairs.permute(0, 3, 1, 2, 4).reshape(len(data), TILE, -1, GROUP).float()
+    return pairs.permute(0, 3, 1, 2, 4).reshape(len(data), TILE, -1, GROUP)
 
 
 def _pack_4_bits(codes: Tensor) -> Tensor:
@@ -151,7 +154,7 @@ def _pack_4_bits(codes: Tensor) -> Tensor:
 
 
 def _unpack_4_bits(data: Tensor) -> Tensor:
-    """Return (tiles, 16, groups, 32) float32 codes."""
+    """Return (tiles, 16, groups, 32) uint8 codes."""
     words = data.reshape(*data.shape[:2], 4, TILE, 2, 2)
     nibbles = torch.stack([words & 15, words >> 4], -1)  # (tiles, groups, i, 16, h, b, n)
-    return nibbles.permute(0, 3, 1, 2, 5, 6, 4).reshape(len(data), TILE, -1, GROUP).float()
+    return nibbles.permute(0, 3, 1, 2, 5, 6, 4).reshape(len(data), TILE, -1, GROUP)

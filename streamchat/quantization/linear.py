@@ -1,6 +1,7 @@
 """Linear layers that use quantized weights for a few tokens, and the original weights for many.
 
-If the original weight is a `QuantizedMatrix`, they use its codes for any number of tokens.
+If the original weight is a `QuantizedMatrix`, they use its codes for any number of tokens. On a GPU, they always use
+the quantized weights.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class _QuantizedLayer:
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """(..., in_features) -> (..., out_features); None if `x` has too many rows."""
         rows = x.numel() // x.shape[-1]
-        if not 0 < rows <= self.max_rows or x.device.type != "cpu":
+        is_few = rows <= self.max_rows and x.device.type == "cpu"
+        if not rows or not (is_few or self.quantized.is_dequantized):
             return None
         out = self.quantized.multiply(x.reshape(rows, -1))
         return (out if bias is None else out + bias).view(*x.shape[:-1], -1)
@@ -94,7 +96,11 @@ def joined_bias(layers: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
     """Return the biases of `layers`, (sum of out_features,) of `dtype`; None if no layer has one."""
     if all(layer.bias is None for layer in layers):
         return None
-    rows = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach() for layer in layers]
+    device = next(layer.bias.device for layer in layers if layer.bias is not None)
+    rows = [
+        torch.zeros(layer.out_features, device=device) if layer.bias is None else layer.bias.detach()
+        for layer in layers
+    ]
     return torch.cat([row.to(dtype) for row in rows])
 
 

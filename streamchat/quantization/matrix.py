@@ -34,7 +34,7 @@ class QuantizedMatrix(Tensor):
     @staticmethod
     def __new__(cls, quantized: QuantizedWeight, dtype: torch.dtype, transposed: bool = False) -> QuantizedMatrix:
         size = (quantized.rows, quantized.columns)
-        shape, device = size[::-1] if transposed else size, torch.device("cpu")
+        shape, device = size[::-1] if transposed else size, quantized.data.device
         new: Any = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         new.quantized, new.transposed = quantized, transposed
         made: QuantizedMatrix = new

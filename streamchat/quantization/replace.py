@@ -53,10 +53,21 @@ def groups(model: nn.Module, asked: Choice) -> dict[tuple[str, ...], Kind]:
     return result
 
 
-def quantize_group(model: nn.Module, group: tuple[str, ...], kind: Kind, kernels: Kernels | None) -> QuantizedWeight:
-    """Return the concatenated weights of `group`, quantized for these kernels (None: PyTorch's)."""
-    weights = [_weight(find_part(model, name)) for name in group]
-    return quantize(torch.cat([weight.detach() for weight in weights if weight is not None]), kind, kernels)
+def quantize_group(
+    model: nn.Module, group: tuple[str, ...], kind: Kind, kernels: Kernels | None, *, tiled: bool = False
+) -> QuantizedWeight:
+    """Return the concatenated weights of `group`, quantized for these kernels (None: PyTorch's).
+
+    Args:
+        model: The model of the layers.
+        group: Their names.
+        kind: The precision.
+        kernels: The compiled kernels that will multiply.
+        tiled: Make tiles without kernels, too.
+    """
+    weights = [weight.detach() for name in group if (weight := _weight(find_part(model, name))) is not None]
+    joined = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return quantize(joined, kind, kernels, tiled=tiled)
 
 
 def find_part(model: nn.Module, name: str) -> nn.Module | Tensor:

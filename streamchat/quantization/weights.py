@@ -1,5 +1,7 @@
 """int8 and int4 weight matrices, multiplied by compiled kernels if available, else by PyTorch's.
 
+On a GPU, fused kernels decode with tiles; whatever else multiplies with them dequantizes a part after the other.
+
 A decode step reads every weight once per token, so reading dominates its time: int8 has half the bytes of bfloat16,
 int4 less than a third. For several hundred tokens at once, or without compiled kernels for more than a few, a product
 with native weights is faster.
@@ -23,6 +25,9 @@ from streamchat.quantization.layouts import Kind as Kind
 TILE_ROWS = 64
 """Rows of an int4 matrix that stay together in the layouts of all kernels, on any CPU."""
 
+ON_A_GPU = 1 << 22
+"""Weights that a GPU quantizes together; it takes about ten float32 copies of them."""
+
 
 @dataclass(frozen=True)
 class QuantizedWeight:
@@ -42,12 +47,17 @@ class QuantizedWeight:
     rows: int
     """Output features."""
     kernels: Kernels | None = field(repr=False, compare=False)
-    """The compiled kernels that multiply. None for PyTorch's; tiles can then only be dequantized."""
+    """The compiled kernels that multiply. None for PyTorch's, which get dequantized tiles."""
 
     @property
     def tiled(self) -> bool:
         """Whether the data is tiles."""
         return self.data.dim() == 3
+
+    @property
+    def is_dequantized(self) -> bool:
+        """Whether every product dequantizes it: tiles without compiled kernels, as on a GPU."""
+        return self.tiled and self.kernels is None
 
     @property
     def tile_layout(self) -> Layout:
@@ -88,16 +98,17 @@ class QuantizedWeight:
         """(n,) ids -> (n, columns): rows of tiles.
 
         Raises:
-            IndexError: An id is out of range.
+            IndexError: An id is out of range; on a GPU, the device reports it later.
         """
         if not len(ids):
-            return torch.empty(0, self.columns, dtype=dtype)
-        if not 0 <= int(ids.min()) <= int(ids.max()) < self.rows:
+            return torch.empty(0, self.columns, dtype=dtype, device=self.data.device)
+        is_on_cpu = self.data.device.type == "cpu"  # elsewhere, reading ids would wait for the device
+        if is_on_cpu and not 0 <= int(ids.min()) <= int(ids.max()) < self.rows:
             raise IndexError(f"rows {int(ids.min())} to {int(ids.max())} of a matrix that has {self.rows}")
         return unpack.rows_at(self.tile_layout, self.data, ids, self.columns, dtype, self.kernels)
 
     def multiply(self, x: Tensor) -> Tensor:
-        """(n, columns) -> (n, rows), in the dtype of `x`; PyTorch's kernels round `x` to bfloat16.
+        """(n, columns) -> (n, rows), in the dtype of `x`; PyTorch's kernels for codes round `x` to bfloat16.
 
         Raises:
             ValueError: `x` has another number of columns; the kernels would read after its end.
@@ -106,6 +117,8 @@ class QuantizedWeight:
             raise ValueError(f"inputs of {x.shape[-1]} columns cannot be multiplied by weights of {self.columns}")
         if self.kernels is not None:
             return self._multiply_compiled(self.kernels, x)
+        if self.tiled:
+            return self._multiply_dequantized(x)
         half = x if x.dtype == torch.bfloat16 else x.to(torch.bfloat16)
         if self.kind == "int8":
             product = torch._weight_int8pack_mm(half, self.data, self.scales)[:, : self.rows]
@@ -122,6 +135,12 @@ class QuantizedWeight:
         )
         compiled.run(program([operation]), torch.get_num_threads())
         return out.to(x.dtype)
+
+    def _multiply_dequantized(self, x: Tensor) -> Tensor:
+        """Multiply by some rows after the other, so that there is no dequantized copy of a large matrix."""
+        parts = unpack.chunks(self.tile_layout, self.data, self.rows, self.columns, x.dtype)
+        products = [torch.nn.functional.linear(x, part) for part in parts]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
     def part(self, first: int, stop: int) -> QuantizedWeight:
         """Return rows `[first, stop)`, as views if the kernels accept them.
@@ -151,7 +170,9 @@ def can_quantize(kind: Kind, rows: int, columns: int) -> bool:
 
 
 def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None, *, tiled: bool = False) -> QuantizedWeight:
-    """Quantize a (rows, columns) matrix of any float dtype on the CPU, for these kernels (None: PyTorch's).
+    """Quantize a (rows, columns) matrix of any float dtype, for these kernels (None: PyTorch's).
+
+    Tiles are made on the device of the matrix, a part after the other; PyTorch's kernels are for a CPU.
 
     int4 recovers the codes of a matrix that was quantized in such groups before (GGUF's Q4_1 and Q4_K), even after
     rounding to bfloat16; in tiles, int8 those of Q8_0, Q5_0 and Q4_0.
@@ -169,9 +190,10 @@ def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None, *, tiled: bool
     if not can_quantize(kind, rows, columns):
         raise ValueError(f"a matrix of {rows} x {columns} cannot be quantized to {kind}")
     if kernels is not None or tiled:
-        chunks = torch.split(weight, unpack.rows_together(columns))
+        at_once = unpack.WEIGHTS_TOGETHER if weight.device.type == "cpu" else ON_A_GPU
+        chunks = torch.split(weight, unpack.rows_together(columns, at_once))
         made = torch.cat([_tiles(chunk.float(), kind) for chunk in chunks])
-        return QuantizedWeight(kind, made, torch.empty(0, dtype=torch.bfloat16), rows, kernels)
+        return QuantizedWeight(kind, made, weight.new_empty(0, dtype=torch.bfloat16), rows, kernels)
     weight = weight.float().contiguous()
     if kind == "int8":
         return _int8_rows(weight)

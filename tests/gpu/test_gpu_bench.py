@@ -217,7 +217,7 @@ def test_int4_without_its_library_is_one_sentence_of_its_row(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     _, lines = run(job(Case("8B", "int4", "graph")))
-    assert "needs torchao; pip install torchao" in lines[-1]["row"]["error"]
+    assert "needs fused kernels, which cannot be used here (decode = graph), or torchao" in lines[-1]["row"]["error"]
 
 
 def test_the_tenths_of_a_long_reply(standing_in: None) -> None:

@@ -108,6 +108,7 @@ def test_quantised_weights_are_replayed_too(kind: Any, gpu: TestedGpu, caplog: p
         kind,
         name="m",
         progress=silent,
+        decode="graph",
     )
     expected = stream(model, cache_of(model, 48), ids, 20).float()
     error = (expected - native).square().mean().sqrt() / native.std()

@@ -28,7 +28,7 @@ LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "
 
 
 def int8(model: Any, tokenizer: Any) -> tuple[str, ...]:
-    return quantize_on_gpu(model, tokenizer, "int8", name="m", progress=silent)
+    return quantize_on_gpu(model, tokenizer, "int8", name="m", progress=silent, decode="graph")
 
 
 def test_all_linear_layers_but_the_output_are_int8_and_predictions_stay() -> None:
@@ -82,7 +82,7 @@ def test_int4_on_a_cpu_is_refused_in_one_sentence(has_cuda: bool, monkeypatch: p
 def test_int4_of_another_dtype_is_refused_in_one_sentence() -> None:
     model: Any = tiny_llama(**LLAMA)
     with pytest.raises(ConfigError, match="its kernels need dtype = bfloat16, and the model has float32; choose"):
-        quantize_on_gpu(model.to("cuda"), make_tokenizer(), "int4", name="m", progress=silent)
+        quantize_on_gpu(model.to("cuda"), make_tokenizer(), "int4", name="m", progress=silent, decode="graph")
 
 
 def test_what_torchao_cannot_do_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

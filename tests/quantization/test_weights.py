@@ -504,14 +504,15 @@ def test_a_device_without_the_kernels_is_named() -> None:
         use_weights(tiny_llama(**LLAMA), None, "int8", device="mps", name="m", kernels=chosen[0], progress=silent)
 
 
-def test_on_a_gpu_auto_is_native_and_others_need_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_auto_is_native_and_others_need_fused_kernels_or_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(**LLAMA)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert use_weights(model, None, "auto", device="cuda", name="m", kernels=chosen[0], progress=silent) == (
         "native",
         (),
     )
-    with pytest.raises(ConfigError, match=r"'int4' on a GPU needs torchao; pip install torchao"):
+    expected = r"'int4' on a GPU needs fused kernels, .*\(Triton is not installed\), or torchao, .*pip install torchao"
+    with pytest.raises(ConfigError, match=expected):
         use_weights(model, None, "int4", device="cuda", name="m", kernels=chosen[0], progress=silent)
 
 

@@ -13,11 +13,12 @@ from streamchat.quantization.layouts import LAYOUTS, Coded, LayoutName, tiles, w
 from streamchat.quantization.linear import QuantizedLinear
 from streamchat.quantization.weights import QuantizedWeight
 
+ROWS, COLUMNS = 40, 256
 
-@torch.no_grad()
-def product_with_tiles(name: LayoutName, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return a product after a norm, and what it should be, in float32. The last tile of the weights is padded."""
-    layout, rows, columns = LAYOUTS[name], 40, 256
+
+def random_tiles(name: LayoutName, device: torch.device) -> QuantizedWeight:
+    """Return a matrix of 40 x 256 weights; its last tile is padded."""
+    layout, rows = LAYOUTS[name], ROWS
     random = torch.Generator().manual_seed(2)
 
     def numbers(low: int, high: int, dtype: torch.dtype, *shape: int) -> Tensor:
@@ -34,7 +35,15 @@ def product_with_tiles(name: LayoutName, device: torch.device, dtype: torch.dtyp
         coded = Coded(codes, [numbers(*limits, rows, 8) for _ in range(2)], [halves(rows, 1), halves(rows, 1)])
     else:
         coded = Coded(codes, [halves(rows, 8) for _ in range(1 + (layout.scales == SCALE_MIN))])
-    weight = QuantizedWeight(name, tiles(layout, coded).to(device), torch.empty(0), rows, None)
+    return QuantizedWeight(name, tiles(layout, coded).to(device), torch.empty(0), rows, None)
+
+
+@torch.no_grad()
+def product_with_tiles(name: LayoutName, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return a product after a norm, and what it should be, in float32."""
+    layout, rows, columns = LAYOUTS[name], ROWS, COLUMNS
+    random = torch.Generator().manual_seed(3)
+    weight = random_tiles(name, device)
     layer = QuantizedLinear(torch.nn.Linear(columns, rows, bias=False, dtype=dtype, device=device), weight)
     norm = NormSpec(torch.rand(columns, generator=random).to(device), None, 1e-5, False)
     embedding = torch.nn.Embedding(9, columns).requires_grad_(False).to(device, dtype)

@@ -10,6 +10,7 @@ import torch
 from torch._C._autograd import DeviceType
 
 from streamchat.models.quantize.weight_storage import stored_tensors
+from streamchat.quantization.linear import quantized_bytes
 
 COPIED = 1 << 30
 """Bytes per copy, far more than any cache of the chip."""
@@ -33,11 +34,12 @@ def copy_bandwidth(device: str, size: int = COPIED, rounds: int = 10) -> float:
 def weight_bytes_per_token(model: Any) -> int:
     """Return the bytes of weights that one token reads: all of them, except an embedding table that is not tied."""
     parts = {part.data_ptr(): part for weight in model.parameters() for part in stored_tensors(weight)}
-    head = {part.data_ptr() for part in stored_tensors(model.get_output_embeddings().weight)}
+    own = quantized_bytes(model)  # tiles of an output layer, which then does not read the table that it shares
+    head = set() if own else {part.data_ptr() for part in stored_tensors(model.get_output_embeddings().weight)}
     for part in stored_tensors(model.get_input_embeddings().weight):
         if part.data_ptr() not in head:
             parts.pop(part.data_ptr(), None)
-    return sum(part.nbytes for part in parts.values())
+    return sum(part.nbytes for part in parts.values()) + own
 
 
 def kernels_of(run: Callable[[], object], device: str) -> tuple[int, float] | None:

@@ -82,7 +82,7 @@ class Bench:
     def __init__(self, job: Job, send: Send) -> None:
         self._job, self._send = job, send
         self._settings = Settings(**job.settings)
-        self._loaded: tuple[str, str] | None = None
+        self._loaded: tuple[str, str, str] | None = None
         self._subject: Subject | None = None
 
     def run(self) -> int:
@@ -108,16 +108,22 @@ class Bench:
         """Return the row of a case, and whether the device is out of order."""
         try:
             with quiet():
-                return measure_case(case, self._subject_of(case.shape, case.weights), self._job.sizes, bandwidth), False
+                return measure_case(
+                    case, self._subject_of(case.shape, case.weights, case.kind), self._job.sizes, bandwidth
+                ), False
         except Exception as error:  # whatever a kernel, a compiler or a library raises is the row's own
             name = self._subject.name if self._subject is not None else ""
             if isinstance(error, torch.OutOfMemoryError):
                 self._drop()
             return Row(case, name, error=failure_text(error)), is_device_error(error)
 
-    def _subject_of(self, shape: str, weights: str) -> Subject:
-        """Return the model of a case; the one before is freed first."""
-        if self._loaded == (shape, weights) and self._subject is not None:
+    def _subject_of(self, shape: str, weights: str, kind: str) -> Subject:
+        """Return the model of a case; the one before is freed first.
+
+        How weights are quantized depends on the kind: in tiles for the fused kernels, else with torchao.
+        """
+        wanted = shape, weights, "" if weights == "native" else kind
+        if self._loaded == wanted and self._subject is not None:
             return self._subject
         self._drop()
         device = self._job.device
@@ -127,10 +133,11 @@ class Bench:
         else:
             model: Any = random_model(shape, device, DTYPES[self._settings.dtype])
             if weights != "native":
-                kind: Any = weights
-                replace_linear_layers(model, kind)
+                precision: Any = weights
+                decode: Any = kind
+                replace_linear_layers(model, precision, decode)
             self._subject = Subject(model, choose_fit(model), SHAPES[shape][0], device)
-        self._loaded = shape, weights
+        self._loaded = wanted
         return self._subject
 
     def _drop(self) -> None:
@@ -145,7 +152,7 @@ class Bench:
         """Measure the tenths of a long reply of the first model."""
         try:
             with quiet():
-                subject = self._subject_of(self._job.flat_shape, "native")
+                subject = self._subject_of(self._job.flat_shape, "native", "")
                 for tenth in measure_flatness(subject, self._job.sizes, self._job.tokens):
                     self._send({"tenth": asdict(tenth), "model": subject.name})
         except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,14 +14,18 @@ from torch import Tensor
 
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.fused.sizes import MULTIPROCESSORS, Sizes
-from streamchat.decode.fused.weights import can_read, is_plain
+from streamchat.decode.fused.weights import can_read, can_read_tiles, is_plain
 from streamchat.decode.operations import Product, lower
 from streamchat.decode.spec import AttentionSpec, BlockSpec, ExpertsSpec, ModelSpec
 from streamchat.decode.static import Buffers, Inputs, changes_with_length
+from streamchat.quantization.weights import Kind
 
 MAX_HEAD_DIM = 256
 LEAST_CAPABILITY = (8, 0)
 """Compute capability from which GPUs have bfloat16 arithmetic."""
+
+INCOMPLETE = "they do not compute every part of this model"
+"""Why a model has no fused step."""
 
 
 def is_interpreted() -> bool:
@@ -50,8 +54,11 @@ def supports(model: ModelSpec) -> bool:
         return False
     if (model.logit_scale != 1 and model.head.bias is not None) or not all(map(_supports, model.blocks)):
         return False
-    products = [each for each in lower(model) if isinstance(each, Product)]
-    return all(can_read(each.layers, each.gated, model.dtype) for each in products)
+    return all(can_read(each.layers, each.gated, model.dtype) for each in _products(model))
+
+
+def _products(model: ModelSpec) -> list[Product]:
+    return [each for each in lower(model) if isinstance(each, Product)]
 
 
 def _supports(block: BlockSpec) -> bool:
@@ -124,6 +131,26 @@ def fused_step(model: Any, device: torch.device) -> FusedStep | None:
     """Return the fused step of `model`; None if the kernels do not support it."""
     spec = None if changes_with_length(model) else model_spec(model)
     return None if spec is None or not supports(spec) else FusedStep(spec, device)
+
+
+def why_no_tiles(model: Any, device: torch.device, kinds: Mapping[int, Kind]) -> str:
+    """Return why the fused kernels could not decode for `model` with quantized layers; '' if they could.
+
+    Args:
+        model: A model with native weights.
+        device: Where it is.
+        kinds: The `id` of each layer to quantize -> how.
+    """
+    if reason := unavailable(device):
+        return reason
+    spec = None if changes_with_length(model) else model_spec(model)
+    if spec is None or not supports(spec):
+        return INCOMPLETE
+    reads_all = all(
+        can_read_tiles(each.layers, each.gated, [kinds.get(id(layer)) for layer in each.layers])
+        for each in _products(spec)
+    )
+    return "" if reads_all else INCOMPLETE
 
 
 def sizes_of(device: torch.device) -> Sizes:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from streamchat.kernels.operations import SUPER_16, SUPER_32, TILE
 from streamchat.quantization.layouts import Layout
 from streamchat.quantization.linear import QuantizedLinear, is_linear, quantized_together
-from streamchat.quantization.weights import QuantizedWeight
+from streamchat.quantization.weights import Kind, QuantizedWeight
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Of native weights."""
@@ -72,6 +72,19 @@ def can_read(layers: Sequence[Any], gated: bool, dtype: torch.dtype) -> bool:
     parts = _parts(layers, gated)
     is_same = len({part.layout for part in parts}) == 1 and all(part.tiled for part in parts)
     return is_same and len(parts) <= MAX_MATRICES and all(part.data.is_contiguous() for part in parts)
+
+
+def can_read_tiles(layers: Sequence[Any], gated: bool, kinds: Sequence[Kind | None]) -> bool:
+    """Return whether the kernels could multiply with `layers`, which they can read, if they were quantized to tiles.
+
+    Args:
+        layers: Native linear layers that are one product.
+        gated: Whether their results are multiplied.
+        kinds: How each would be quantized; None if it stays native.
+    """
+    if kinds[0] is None or any(kind != kinds[0] for kind in kinds):
+        return not any(kinds)
+    return not gated or len(layers) > 1 or layers[0].out_features % (2 * TILE) == 0
 
 
 def is_plain(weight: Any) -> bool:

@@ -24,6 +24,7 @@ from streamchat.base import paths
 from streamchat.base.atomic_files import read_json, save_result
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.base.progress import Progress
+from streamchat.config.settings import Decode
 from streamchat.kernels.library import Kernels, load_kernels, why_unavailable
 from streamchat.models import device as devices
 from streamchat.models.fingerprint import FINGERPRINT_PREFIX, model_fingerprint
@@ -56,7 +57,15 @@ def remove_copy(model: Any) -> None:
 
 
 def use_weights(
-    model: Any, tokenizer: Any, asked: str, *, device: str, name: str, kernels: str, progress: Progress
+    model: Any,
+    tokenizer: Any,
+    asked: str,
+    *,
+    device: str,
+    name: str,
+    kernels: str,
+    progress: Progress,
+    decode: Decode = "auto",
 ) -> tuple[str, tuple[str, ...]]:
     """Quantize layers of `model` if requested, or if `auto` finds it safe and faster.
 
@@ -70,6 +79,7 @@ def use_weights(
         name: Name of the model, for messages.
         kernels: The setting: `auto` quantizes for compiled kernels if available, `torch` for PyTorch's.
         progress: Called with the stage; may raise to cancel.
+        decode: The setting. On a GPU, `graph` and `plain` rule out tiles, which need the fused kernels.
 
     Returns:
         "native", "int8", "int4" or "int4 and int8", not counting the output layer; and notes for the user.
@@ -84,7 +94,7 @@ def use_weights(
     one_gpu = device.startswith("cuda") and len({weight.device for weight in model.parameters()}) == 1
     if one_gpu and asked in ("int8", "int4"):
         chosen: Kind = "int8" if asked == "int8" else "int4"
-        return chosen, quantize_on_gpu(model, tokenizer, chosen, name=name, progress=progress)
+        return chosen, quantize_on_gpu(model, tokenizer, chosen, name=name, progress=progress, decode=decode)
     reason = _obstacle(model, device, kernels)
     if reason:
         if asked != "auto":
