@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import re
+import signal
 import sys
 import threading
 import time
@@ -219,6 +220,15 @@ def test_an_engine_that_fails_or_is_closed_raises(monkeypatch: pytest.MonkeyPatc
 # --- stopping ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _interrupts() -> Iterator[None]:
+    """Python's own handler: whoever starts the tests in the background may have them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts")
 def test_an_interrupt_stops_the_reply_and_the_chat_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     scripting = Scripting(monkeypatch, Scripted("one two three", hold_after=2), "fine")
 

@@ -265,12 +265,12 @@ async def test_keys_can_be_remapped() -> None:
         "chat.sidebar": "f5",
         "prompt.send": "ctrl+s",
         "app.help": "f9",
-        "app.quit": "f4",
+        "app.quit": "f6",
         "chat.interrupt": "ctrl+x",
     }
     engine = ScriptedEngine()
     app = StreamchatApp(engine, Configuration(engine.settings, keys=changed))
-    async with app.run_test(size=(140, 40)) as pilot:
+    async with app.run_test(size=(140, 60)) as pilot:
         driver = Driver(app, engine, pilot)
         await driver.ready()
         assert str(driver.prompt.border_subtitle) == "Ctrl+S sends · Ctrl+J new line"
@@ -283,7 +283,7 @@ async def test_keys_can_be_remapped() -> None:
         assert driver.prompt.text == "a\nb"
         await pilot.press("ctrl+s")
         await driver.until(lambda: engine.submitted == ["a\nb"])
-        assert "Ctrl+S sends · Ctrl+J new line · / commands · F9 help · F4 quits" in driver.screen_text
+        assert "Ctrl+S sends · Ctrl+J new line · / commands · F9 help · F6 quits" in driver.screen_text
         await pilot.press("ctrl+x")
         assert driver.toasts == ["press Ctrl+X again to quit"]
         await pilot.press("f9")
