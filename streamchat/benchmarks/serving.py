@@ -267,7 +267,7 @@ class _Embedded:
     def __init__(self, server: Any) -> None:
         self._server = server
         self._first = 0.0
-        self._seat = self._on_thread(self._start)
+        self._seat = self._server.model.scheduler.call(self._start)
 
     def _start(self) -> Seat:
         seat: Seat = self._server.model.live.make_seat()
@@ -280,30 +280,16 @@ class _Embedded:
         call = Call(Prompt(text), lambda news: None)
         started = time.perf_counter()
         self._first = 0.0
-        self._on_thread(lambda: self._seat.run(call, text, {"max_new_tokens": REPLY_TOKENS}, ()))
+        self._server.model.scheduler.call(lambda: self._seat.run(call, text, {"max_new_tokens": REPLY_TOKENS}, ()))
         return self._first - started
 
     def close(self) -> None:
         """End the conversation."""
-        self._on_thread(self._seat.close)
+        self._server.model.scheduler.call(self._seat.close)
 
     def _note(self, event: ev.Event) -> None:
         if isinstance(event, ev.TextDelta) and not self._first:
             self._first = time.perf_counter()
-
-    def _on_thread(self, function: Callable[[], Result]) -> Result:
-        results: list[Result] = []
-        done = threading.Event()
-
-        def work() -> None:
-            try:
-                results.append(function())
-            finally:
-                done.set()
-
-        self._server.model.scheduler.submit(work)
-        done.wait()
-        return results[0]
 
 
 def _between(seconds: Sequence[float], turns: tuple[int, int]) -> float:

@@ -10,10 +10,13 @@ import logging
 import queue
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 from greenlet import getcurrent, greenlet
 
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 SLICE_STEPS = 4
 """Forward passes of a task before others take their turn."""
@@ -47,6 +50,24 @@ class Scheduler:
     def submit(self, work: Callable[[], None]) -> None:
         """Start a task; it must not raise."""
         self._inbox.put(work)
+
+    def call(self, function: Callable[[], Result], timeout_s: float | None = None) -> Result:
+        """Return what `function` returns on the model's thread; waits for it. Not for the model's thread itself.
+
+        Raises:
+            TimeoutError: It took longer than `timeout_s`.
+            Exception: What `function` raised.
+        """
+        future: Future[Result] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self.submit(work)
+        return future.result(timeout_s)
 
     def wake(self) -> None:
         """Look at what tasks wait for again, after another thread has changed it."""

@@ -107,6 +107,20 @@ def test_an_error_ends_its_task_only() -> None:
     assert done == [1]
 
 
+def test_a_call_returns_and_raises_what_its_function_does() -> None:
+    scheduler = Scheduler()
+    thread = threading.Thread(target=scheduler.run, args=(lambda: None, 0.01))
+    thread.start()
+    try:
+        assert scheduler.call(threading.get_ident) == thread.ident
+        with pytest.raises(ZeroDivisionError):
+            scheduler.call(lambda: 1 // 0)
+        assert scheduler.call(lambda: "goes on", 10) == "goes on"
+    finally:
+        scheduler.close()
+        thread.join(10)
+
+
 def test_idle_is_called_when_nothing_runs() -> None:
     scheduler, calls = Scheduler(), list[float]()
 

@@ -51,18 +51,7 @@ class Running:
 
     def on_model_thread(self, function: Callable[[], Result]) -> Result:
         """What `function` returns, called on the thread that owns the model."""
-        results: list[Result] = []
-        done = threading.Event()
-
-        def work() -> None:
-            try:
-                results.append(function())
-            finally:
-                done.set()
-
-        self.server.model.scheduler.submit(work)
-        assert done.wait(60)
-        return results[0]
+        return self.server.model.scheduler.call(function, 60)
 
 
 def text_of(completion: dict[str, Any]) -> str:
