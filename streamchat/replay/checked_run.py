@@ -59,7 +59,9 @@ class CheckedRun:
         self._folder, self._reports = folder, reports
         session = rows[-1]["session"] if rows else ""
         given: dict[str, Any] = {} if load is None else {"load": load}
-        engine = Engine(configuration, **given, open_store=lambda: Store(folder.store), session=session or None, audit=True)
+        engine = Engine(
+            configuration, **given, open_store=lambda: Store(folder.store), session=session or None, audit=True
+        )
         self.inspector = Inspector(drift, self._report_violation, configuration.settings.loop_guard)
         self.inspector.resume(folder.read_state(), len(rows))
         self.run = Run(engine, steps, folder, self.inspector, self._end_turn, time_limit_s)

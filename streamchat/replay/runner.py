@@ -18,6 +18,7 @@ from streamchat.replay.report import make_report, write_report
 from streamchat.replay.run import Run, RunFolder, Totals
 from streamchat.replay.script import Script, steps
 
+
 @dataclass(frozen=True)
 class Plan:
     """What to run."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ExitCode, describe_unexpected
+from streamchat.base.paths import user_path
 from streamchat.base.progress import Progress
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import Load, load_from_settings
@@ -38,7 +40,16 @@ class WorkerPlan:
     """Threads of PyTorch in each worker; 0 = its own choice."""
 
 
-MARK = "workers.json"
+def with_absolute_paths(configuration: Configuration) -> Configuration:
+    """Return the configuration for processes with another current folder."""
+    settings = configuration.settings
+    found = {name: user_path(getattr(settings, name)) for name in ("model", "adapter") if getattr(settings, name)}
+    absolute: dict[str, Any] = {name: str(path.absolute()) for name, path in found.items() if os.path.exists(path)}
+    return replace(configuration, settings=replace(settings, **absolute))
+
+
+MARK = "run-id"
+"""File of the run's folder by which a worker recognizes it."""
 
 
 class ConversationRunner:
@@ -96,7 +107,7 @@ class ConversationRunner:
         rows = folder.rows()
         folder.truncate_to(rows)
         for row in rows:
-            send(TurnDone(row))
+            send(TurnDone(row, is_known=True))
         checked = CheckedRun(
             self._plan.configuration,
             folder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from streamchat.replay.script import Format, Script, Step, read_scripts, steps
@@ -45,7 +45,7 @@ def jobs_of(scripts: Sequence[Script], *, teacher_forced: bool, repeat: int, max
     for script in scripts:
         turns = steps(script, fresh=False, teacher_forced=teacher_forced, repeat=repeat)
         found = tuple(
-            Step(index + step.index, step.text, step.reply, step.place, step.starts, step.system)
+            replace(step, index=index + step.index)
             for step in turns
             if max_turns is None or index + step.index < max_turns
         )

@@ -14,6 +14,8 @@ class TurnDone:
 
     row: dict[str, Any]
     """Its line of turns.jsonl."""
+    is_known: bool = False
+    """Whether it was replayed before this job was started, for example by a worker that was lost."""
 
 
 @dataclass(frozen=True)
