@@ -42,8 +42,12 @@ SAVED_ARGUMENTS = (
     "duration",
     "max_turns",
     "max_drift",
+    "workers",
+    "ray",
 )
 """Arguments that `--resume-run` takes from the resumed run."""
+REPLACED = ("duration", "max_turns", "workers", "ray")
+"""Those that a new value overrides."""
 
 HELP = "run scripted conversations through the cache, check every turn, and write a report"
 DESCRIPTION = (
@@ -81,6 +85,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     own.add_argument("--out", metavar="FOLDER", help="new folder for the report (default: one in the state folder)")
     own.add_argument("--resume-run", metavar="FOLDER", help="resume a run that was stopped")
+    own.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="replay every file (with --fresh: every record) as a conversation of its own, on N processes at a time",
+    )
+    own.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="the same on a Ray cluster, one worker per CPU or --workers N; 'local' starts one here (needs ray)",
+    )
     own.add_argument("--tui", action="store_true", help="watch the run in the app")
     own.add_argument("--quiet", action="store_true", help="no progress bar and no line per turn")
     flags.add_setting_flags(
@@ -109,29 +124,30 @@ def run(args: argparse.Namespace) -> int:
     start_logging()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     configuration = flags.configuration_of(args)
-    rows: list[dict[str, Any]] = []
     if args.resume_run:
         folder = RunFolder(paths.user_path(args.resume_run))
         configuration = _resume_arguments(args, folder, configuration)
+    else:
+        folder = RunFolder(_new_folder(args.out))
+    _check_numbers(args)
+    if args.workers is None and args.ray is None:
+        return _run_one(args, configuration, folder)
+    return _run_on_workers(args, configuration, folder)
+
+
+def _run_one(args: argparse.Namespace, configuration: Configuration, folder: RunFolder) -> int:
+    """Run everything in this process, in one engine."""
+    from streamchat.replay.runner import Plan
+
+    repeat = None if args.repeat == "forever" else int(args.repeat)
+    until = None if args.duration is None else parse_duration(args.duration, "--duration")
+    script = _read(args)
+    rows: list[dict[str, Any]] = []
+    if args.resume_run:
         rows = folder.rows()
         folder.truncate_to(rows)
     else:
-        folder = RunFolder(_new_folder(args.out))
-    repeat = _repeat(args.repeat)
-    until = None if args.duration is None else parse_duration(args.duration, "--duration")
-    _check_numbers(args)
-    script = _read(args)
-    if not args.resume_run:
-        about = {name: getattr(args, name) for name in SAVED_ARGUMENTS}
-        about["files"] = [str(paths.user_path(file).resolve()) for file in args.files]
-        about["settings"] = asdict(configuration.settings)
-        about["given"] = sorted(configuration.origins)
-        try:
-            write_json(folder.about, about, durable=True, indent=1)
-        except OSError as error:
-            raise ConfigError(f"--out {folder.path} cannot be written ({reason_of(error)})") from error
-    from streamchat.replay.runner import Plan
-
+        _save_arguments(args, configuration, folder)
     plan = Plan(
         configuration,
         script,
@@ -145,6 +161,33 @@ def run(args: argparse.Namespace) -> int:
         drift=args.max_drift / 100,
     )
     return _replay(plan, quiet=args.quiet, tui=args.tui)
+
+
+def _run_on_workers(args: argparse.Namespace, configuration: Configuration, folder: RunFolder) -> int:
+    """Run every conversation from its start, on workers."""
+    from streamchat.commands.replay_workers import read_workers_jobs, replay_on_workers
+
+    _check_files(args)
+    jobs = read_workers_jobs(args)
+    _check_script(args, jobs.problems, jobs.turns)
+    if not args.resume_run:
+        _save_arguments(args, configuration, folder)
+    finished = replay_on_workers(args, configuration, folder, jobs)
+    if finished.report is not None:
+        _print(finished.report, *finished.files)
+    return finished.exit_code
+
+
+def _save_arguments(args: argparse.Namespace, configuration: Configuration, folder: RunFolder) -> None:
+    """Write run.json, for `--resume-run`."""
+    about = {name: getattr(args, name) for name in SAVED_ARGUMENTS}
+    about["files"] = [str(paths.user_path(file).resolve()) for file in args.files]
+    about["settings"] = asdict(configuration.settings)
+    about["given"] = sorted(configuration.origins)
+    try:
+        write_json(folder.about, about, durable=True, indent=1)
+    except OSError as error:
+        raise ConfigError(f"--out {folder.path} cannot be written ({reason_of(error)})") from error
 
 
 def _replay(plan: Plan, *, quiet: bool, tui: bool) -> int:
@@ -161,11 +204,7 @@ def _replay(plan: Plan, *, quiet: bool, tui: bool) -> int:
             view.print_message(text)
 
     runner = Runner(plan, view.turn, on_violation)
-    problems = plan.script.problems
-    for problem in problems[:10]:
-        view.print_message(f"skipped: {problem}")
-    if len(problems) > 10:
-        view.print_message(f"skipped: {plural(len(problems) - 10, 'more line')}")
+    view.print_skipped(plan.script.problems)
     if tui:
         _run_in_app(runner.run, plan.configuration)
     else:
@@ -267,14 +306,15 @@ def _resume_arguments(args: argparse.Namespace, folder: RunFolder, configuration
     try:
         about = json.loads(folder.about.read_text(encoding="utf-8"))
         settings = about.pop("settings")
-        known = {name: about[name] for name in SAVED_ARGUMENTS}
+        # earlier versions had no workers
+        known = {name: about.get(name) if name in ("workers", "ray") else about[name] for name in SAVED_ARGUMENTS}
         given = set(about.get("given", settings))  # earlier versions did not store it
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise ConfigError(f"--resume-run {folder.path}: no resumable run found there") from None
     if args.files:
         raise ConfigError("--resume-run uses the files of that run; do not give a FILE")
     for name, value in known.items():
-        if name not in ("duration", "max_turns") or getattr(args, name) is None:
+        if name not in REPLACED or getattr(args, name) is None:
             setattr(args, name, value)
     origin = str(folder.about)
     values = {
@@ -287,15 +327,11 @@ def _resume_arguments(args: argparse.Namespace, folder: RunFolder, configuration
     )
 
 
-def _repeat(given: str) -> int | None:
-    if given == "forever":
-        return None
-    if not (number := parse_whole_number(str(given))):
-        raise ConfigError(f"--repeat {given} must be at least 1, or 'forever'")
-    return number
-
-
 def _check_numbers(args: argparse.Namespace) -> None:
+    if args.repeat != "forever" and not parse_whole_number(str(args.repeat)):
+        raise ConfigError(f"--repeat {args.repeat} must be at least 1, or 'forever'")
+    if args.duration is not None:
+        parse_duration(args.duration, "--duration")
     if args.max_turns is not None and args.max_turns < (0 if args.resume_run else 1):
         raise ConfigError(f"--max-turns {args.max_turns} must be at least 1")
     if not args.max_drift > 0:
@@ -303,13 +339,21 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def _read(args: argparse.Namespace) -> Script:
+    _check_files(args)
+    script = read_scripts([paths.user_path(file) for file in args.files], args.format)
+    _check_script(args, script.problems, script.turns)
+    return script
+
+
+def _check_files(args: argparse.Namespace) -> None:
     if not args.files:
         raise ConfigError("no input: give at least one FILE")
-    script = read_scripts([paths.user_path(file) for file in args.files], args.format)
-    if args.strict and script.problems:
-        more = f" (and {len(script.problems) - 1} more)" if len(script.problems) > 1 else ""
-        raise ConfigError(f"{script.problems[0]}{more}; without --strict such lines are skipped")
-    if not script.turns:
-        first = f": {script.problems[0]}" if script.problems else ""
+
+
+def _check_script(args: argparse.Namespace, problems: list[str], turns: int) -> None:
+    if args.strict and problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(f"{problems[0]}{more}; without --strict such lines are skipped")
+    if not turns:
+        first = f": {problems[0]}" if problems else ""
         raise ConfigError(f"{', '.join(args.files)}: contains no user messages{first}")
-    return script

@@ -63,27 +63,38 @@ class View:
         self._loading.clear()
         self._bar.stop()
 
+    def start(self) -> None:
+        """Start the bar at once, because the models are loaded elsewhere."""
+        self._bar.start_task(self._task)
+        self._bar.start()
+
     def loading(self, event: ev.Event) -> None:
         """Show model loading; start the bar when the model is ready."""
         if isinstance(event, ev.ModelLoading):
             self._loading.show(event)
         elif isinstance(event, ev.ModelReady):
             self._loading.clear()
-            self._bar.start_task(self._task)
-            self._bar.start()
+            self.start()
         elif isinstance(event, ev.Notice) and (line := present(event)) is not None and line.kind != "info":
             self.print_message(line.text)
 
-    def turn(self, row: dict[str, Any], totals: Totals) -> None:
-        """Show a finished turn."""
+    def turn(self, row: dict[str, Any], totals: Totals, *, is_known: bool = False) -> None:
+        """Show a finished turn; one that is known from an earlier process only advances the bar."""
         if not self._bar.disable:
             self._bar.update(self._task, advance=1, figures=" · ".join(short_forms(_board(row, totals))))
-        elif not self._quiet:
+        elif not self._quiet and not is_known:
             self._write(log_line(row, totals))
 
     def print_message(self, text: str) -> None:
         """Print a sentence above the bar."""
         self._write(f"streamchat: {one_line(text)}")
+
+    def print_skipped(self, problems: list[str]) -> None:
+        """Print the first lines of the scripts that cannot be used."""
+        for problem in problems[:10]:
+            self.print_message(f"skipped: {problem}")
+        if len(problems) > 10:
+            self.print_message(f"skipped: {plural(len(problems) - 10, 'more line')}")
 
     def _write(self, line: str) -> None:
         with self._lock:

@@ -37,17 +37,6 @@ OVERHEAD_TOKENS = 16
 """Approximate fixed cost of a forward, in tokens of prefill."""
 STALL_TIMES, STALL_S = 10, 2.0
 """A turn is slow if it takes more than `STALL_TIMES` times the usual time, and `STALL_S` more seconds."""
-WARM_UP = 100
-"""First turns whose memory is not checked, because libraries cache what they compile for each prompt length."""
-TREND_EVERY = 25
-MEMORY_GROWTH = 0.05
-"""Allowed growth of process or device memory over the window, as a share, ..."""
-MEMORY_GROWTH_BYTES = 32_000_000
-"""... or in bytes, whichever is larger."""
-OVERHEAD_TOKENS = 16
-"""Approximate fixed cost of a forward, in tokens of prefill."""
-STALL_TIMES, STALL_S = 10, 2.0
-"""A turn is slow if it takes more than `STALL_TIMES` times the usual time, and `STALL_S` more seconds."""
 LOOP_CYCLE, LOOP_TIMES, LOOP_WORDS = 48, 10, 160
 """A reply is an endless repetition if at most `LOOP_CYCLE` words occur `LOOP_TIMES` times at its end and fill
 `LOOP_WORDS` words: more than the guard needs, which counts tokens."""
@@ -166,6 +155,12 @@ class Inspector:
             if name in self.invariants:
                 for key, value in saved.items():
                     setattr(self.invariants[name], key, value)
+
+    def continue_process(self, earlier: Inspector) -> None:
+        """Take over the memory and times of the turns that `earlier` inspected in this process, for the trends."""
+        self._process_turns, self._drifting = earlier._process_turns, set(earlier._drifting)
+        for name in ("_rss", "_vram", "_first_token", "_decode", "_all_decode"):
+            getattr(self, name).extend(getattr(earlier, name))
 
     def observe(self, event: ev.Event) -> None:
         """Track evictions; check the layers after each eviction, and everything after each turn."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base import events as ev
 from streamchat.base.atomic_files import write_json, write_text
 from streamchat.base.paths import private_opener
-from streamchat.base.requests import Clear, Quote, SetSystemPrompt, Submit, Undo
+from streamchat.base.requests import Clear, Quote, SetOption, SetSystemPrompt, Submit, Undo
 from streamchat.replay.invariants import Inspector, Violation
 from streamchat.replay.script import Step
 
@@ -155,6 +155,8 @@ class Run:
     """Number of logged turns of the resumed conversation; later turns are undone first."""
     _events: queue.SimpleQueue[ev.Event] = field(default_factory=queue.SimpleQueue)
     _step: Step | None = None
+    _system: str = ""
+    _first_seed: int = -1
     _evictions: list[tuple[int, int]] = field(default_factory=list)
     _reply_tokens: int = 0
     """Tokens of the running turn after its prompt."""
@@ -162,6 +164,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.engine.subscribe(self._on_event)
+        settings = self.engine.settings
+        self._system, self._first_seed = settings.system_prompt, settings.seed
 
     def run(self, *, started: bool = False) -> None:
         """Send all steps; return when they are done or stopped, or the engine has failed.
@@ -184,6 +188,8 @@ class Run:
                     return
                 is_new = step.starts and (self.totals.turns > 0 or step.system is not None)
                 if is_new and not self._start_conversation(step):
+                    return
+                if not self._seed(step):
                     return
                 self._step = step
                 if step.reply is None:
@@ -211,11 +217,18 @@ class Run:
         return True
 
     def _start_conversation(self, step: Step) -> bool:
-        if step.system is not None:
-            self.engine.send(SetSystemPrompt(step.system))
-        else:
-            self.engine.send(Clear())
+        """Start a conversation, with the system prompt of the settings if the script has none."""
+        prompt = self._system if step.system is None else step.system
+        same = prompt == self.engine.settings.system_prompt
+        self.engine.send(Clear() if same else SetSystemPrompt(prompt))
         return self._wait_for(ev.ConversationCleared, ev.Notice) is not None
+
+    def _seed(self, step: Step) -> bool:
+        """Seed each turn by itself, so that its reply does not depend on what this process has run before."""
+        if self._first_seed < 0:
+            return True
+        self.engine.send(SetOption("seed", (self._first_seed + step.number) % 2**63))
+        return self._wait_for(ev.SettingChanged) is not None
 
     def _wait_for(self, *kinds: type[ev.Event]) -> ev.Event | None:
         """Return the next event of one of these kinds; None if the engine has ended."""

@@ -12,18 +12,11 @@ from typing import Any
 
 from streamchat.base.errors import ExitCode
 from streamchat.base.formatting import plural
-from streamchat.base.sanitize import one_line
 from streamchat.config.loader import Configuration
-from streamchat.engine.engine import Engine
-from streamchat.replay.invariants import Inspector, Violation
+from streamchat.replay.checked_run import CheckedRun, Reports
 from streamchat.replay.report import make_report, write_report
 from streamchat.replay.run import Run, RunFolder, Totals
 from streamchat.replay.script import Script, steps
-from streamchat.store.store import Store
-from streamchat.telemetry.metrics import observe
-
-SAVE_STATE_EVERY = 25
-"""Turns between two writes of the state of the invariants."""
 
 
 @dataclass(frozen=True)
@@ -76,47 +69,27 @@ class Runner:
     def __init__(
         self, plan: Plan, on_turn: Callable[[dict[str, Any], Totals], None], on_violation: Callable[[str], None]
     ) -> None:
-        self._plan, self._on_turn, self._on_violation = plan, on_turn, on_violation
-        rows, folder = plan.rows, plan.folder
-        session = rows[-1]["session"] if rows else ""
-        engine = Engine(plan.configuration, open_store=lambda: Store(folder.store), session=session or None, audit=True)
-        self._inspector = Inspector(plan.drift, self._report_violation, plan.configuration.settings.loop_guard)
-        self._inspector.resume(folder.read_state(), len(rows))
+        self._plan = plan
         turns = steps(plan.script, fresh=plan.fresh, teacher_forced=plan.teacher_forced, repeat=plan.repeat)
         stop = None if plan.max_turns is None else min(plan.max_turns, sys.maxsize)
-        self.run = Run(
-            engine, islice(turns, len(rows), stop), folder, self._inspector, self._end_turn, plan.time_limit_s
+        self._checked = CheckedRun(
+            plan.configuration,
+            plan.folder,
+            plan.rows,
+            islice(turns, len(plan.rows), stop),
+            Reports(on_turn, on_violation),
+            drift=plan.drift,
+            time_limit_s=plan.time_limit_s,
         )
-        for row in rows:
-            self.run.totals.add(row)
-        self.run.session = session
-        if session:
-            self.run.resumed_at = rows[-1]["turn"] if rows[-1]["failed"] is None else rows[-1]["turn"] - 1
-        self._metrics = observe(engine.subscribe, plan.configuration.settings)
-
-    def _report_violation(self, violation: Violation) -> None:
-        path = self.run.dump(violation)
-        where = f"; see {path}" if path else ""
-        if self._metrics is not None:
-            self._metrics.violations.labels(violation.name).inc()
-        self._on_violation(f"violated: {violation.name} at turn {violation.turn}: {one_line(violation.detail)}{where}")
-
-    def _end_turn(self, row: dict[str, Any]) -> None:
-        self._on_turn(row, self.run.totals)
-        if self.run.totals.turns % SAVE_STATE_EVERY == 0 or not self._inspector.holds:
-            self._plan.folder.save_state(self._inspector.state())
+        self.run = self._checked.run
 
     def finish(self) -> FinishedRun:
         """Close the engine, judge the whole run and write the report."""
-        run, plan, inspector = self.run, self._plan, self._inspector
-        run.engine.close(60.0)
-        if self._metrics is not None:
-            self._metrics.close()
+        run, plan, inspector = self.run, self._plan, self._checked.inspector
+        self._checked.close()
         rows = plan.folder.rows()  # not kept in memory during the run: a week has very many
         if run.failure is not None and not rows:
             return FinishedRun(run.failure.exit_code)
-        inspector.check_trends()
-        plan.folder.save_state(inspector.state())
         report = make_report(
             about=json.loads(plan.folder.about.read_text(encoding="utf-8")),
             settings=asdict(plan.configuration.settings),

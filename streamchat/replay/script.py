@@ -125,6 +125,8 @@ class Step:
     """Whether it starts a new conversation."""
     system: str | None = None
     """System prompt of that conversation; None for the one in the settings."""
+    number: int = 0
+    """Number in its conversation, from 0."""
 
 
 def steps(script: Script, *, fresh: bool, teacher_forced: bool, repeat: int | None) -> Iterator[Step]:
@@ -133,14 +135,15 @@ def steps(script: Script, *, fresh: bool, teacher_forced: bool, repeat: int | No
     If the whole run is one conversation, only the first system prompt can be set. Later ones are added to the start of
     the next message, so that nothing of the script is lost.
     """
-    index = passed = 0
+    index = passed = number = 0
     while repeat is None or passed < repeat:
-        for number, dialogue in enumerate(script.dialogues):
+        for at_dialogue, dialogue in enumerate(script.dialogues):
             lead = ""
-            if not fresh and index and dialogue.system and number:
+            if not fresh and index and dialogue.system and at_dialogue:
                 lead = f"System: {dialogue.system}\n\n"
             for at, turn in enumerate(dialogue.turns):
                 starts = at == 0 and (fresh or index == 0)
+                number = 0 if starts else number + 1
                 yield Step(
                     index,
                     (lead if at == 0 else "") + turn.text,
@@ -148,6 +151,7 @@ def steps(script: Script, *, fresh: bool, teacher_forced: bool, repeat: int | No
                     dialogue.place,
                     starts,
                     dialogue.system if starts else None,
+                    number,
                 )
                 index += 1
         if index == 0:
