@@ -7,6 +7,8 @@ CPU, NumPy is used instead, which has no threads for this. On other devices, the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,20 @@ CHUNK = 16_384
 """Numbers per operation: few enough for one thread of PyTorch, and for the processor's caches."""
 GROUP = 64
 """Scores that `top_scores` represents by their maximum."""
+
+
+@contextmanager
+def calling_thread_only() -> Iterator[None]:
+    """Let PyTorch compute on the calling thread only inside the block: for many short copies on a busy machine.
+
+    Each copy would wait for all of PyTorch's threads, also for one that another program has taken the core of.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def copy(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
