@@ -14,6 +14,7 @@ from acp.core import DEFAULT_STDIO_BUFFER_LIMIT_BYTES
 from acp.stdio import stdio_streams
 
 from streamchat.acp.agent import StreamchatAgent
+from streamchat.acp.lines import pass_on
 from streamchat.config.loader import Configuration
 
 
@@ -28,10 +29,13 @@ async def _serve(configuration: Configuration, protocol: TextIO) -> None:
     reader, writer = await stdio_streams(limit=DEFAULT_STDIO_BUFFER_LIMIT_BYTES)
     if os.name == "posix":
         sys.stdout = sys.stderr
+    valid = asyncio.StreamReader(limit=DEFAULT_STDIO_BUFFER_LIMIT_BYTES)
+    passing = asyncio.create_task(pass_on(reader, valid, writer.write))
     agent = StreamchatAgent(configuration)
     try:
-        await run_agent(cast(Agent, agent), writer, reader)
+        await run_agent(cast(Agent, agent), writer, valid)
     finally:
+        passing.cancel()
         await agent.close()
 
 

@@ -7,6 +7,7 @@ import argparse
 from importlib import import_module
 
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.benchmarks.api_client import CLIENTS
 from streamchat.benchmarks.gpu.cases import KINDS, MODEL, SHAPES
 from streamchat.benchmarks.loading import SETTINGS
 from streamchat.benchmarks.methods.registry import KINDS as METHOD_KINDS
@@ -47,6 +48,8 @@ REPLY_TOKENS = "128"
 SEEDS = 2
 TIME_LIMIT_S = 240
 """Default of `--time-limit`."""
+SERVE_DEFAULTS: dict[str, object] = {"serve_turns": 500, "serve_sessions": 50, "serve_tokens": 128, "serve_client": ""}
+"""Defaults of the flags that only `--serve` uses."""
 GPU_FLAGS = ("shapes", "kinds", "time_limit")
 MIN_FLAT = 100
 """Minimum of `--flat` with `--gpu`: ten tokens per tenth."""
@@ -88,6 +91,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_comparison_flags(parser.add_argument_group("comparison"))
     _add_step_flags(parser.add_argument_group("decode step and GPU"))
     _add_question_flags(parser.add_argument_group("questions"))
+    _add_serve_flags(parser.add_argument_group("serving"))
     own.add_argument(
         "--max-new-tokens", default=REPLY_TOKENS, metavar="TOKENS", help="tokens per reply with --ui (default: 128)"
     )
@@ -176,6 +180,32 @@ def _add_question_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_serve_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--serve-turns",
+        type=int,
+        metavar="N",
+        default=500,
+        help="with --serve: turns of one conversation (default: 500)",
+    )
+    group.add_argument(
+        "--serve-sessions", type=int, metavar="N", default=50, help="with --serve: sessions in turn (default: 50)"
+    )
+    group.add_argument(
+        "--serve-tokens",
+        type=int,
+        metavar="N",
+        default=128,
+        help="with --serve: tokens of replies that take turns (default: 128)",
+    )
+    group.add_argument(
+        "--serve-client",
+        choices=CLIENTS,
+        default="",
+        help="with --serve: client of the conversation (default: openai if it is installed, else http)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code.
 
@@ -212,6 +242,9 @@ def _check_flags(args: argparse.Namespace) -> None:
     for name, default in (("sampling", None), ("seeds", SEEDS)):
         if getattr(args, name) != default and not args.questions:
             raise ConfigError(f"--{name} needs --questions")
+    for name, value in SERVE_DEFAULTS.items():
+        if getattr(args, name) != value and not args.serve:
+            raise ConfigError(f"--{name.replace('_', '-')} needs --serve")
     _check_gpu_flags(args)
     if args.max_new_tokens != REPLY_TOKENS and not args.ui:
         raise ConfigError("--max-new-tokens needs --ui; --new-tokens is the number for the other measurements")
@@ -222,7 +255,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigError("--cpu-time counts the time of one thread; add --threads 1")
     if args.cpu_time and args.profile:
         raise ConfigError("--cpu-time does not work with --profile; choose one")
-    require_at_least(args, rounds=1, new_tokens=2, threads=1, seeds=1)
+    require_at_least(args, rounds=1, new_tokens=2, threads=1, seeds=1, serve_turns=2, serve_sessions=2, serve_tokens=2)
     if args.threads is not None and args.threads > MAX_THREADS:
         raise ConfigError(f"--threads {args.threads} must be at most {MAX_THREADS}")
     if not args.limit > 0:  # nor NaN

@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError
 from streamchat.base.progress import Progress
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
-from streamchat.config.template_args import from_text, to_text
+from streamchat.config.template_args import from_text, shown, to_text
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
@@ -105,6 +106,37 @@ def format_from_settings(tokenizer: Any, settings: Settings, moment: datetime | 
 
     given, defaults = from_text(settings.template_args), template_args_of(settings.model)
     return choose_format(tokenizer, settings.chat_format, settings.system_prompt, given, defaults, moment)
+
+
+def format_with_arguments(tokenizer: Any, settings: Settings, before: ChatFormat) -> ChatFormat:
+    """Return the format of later turns with the template arguments of `settings`.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        settings: The settings.
+        before: The format of the conversation; one without the template stays without it.
+
+    Raises:
+        ConfigError: The template cannot be used with these arguments.
+    """
+    from streamchat.conversation.template.format import checked_template_format
+    from streamchat.conversation.template.rendering import UnusableTemplateError
+    from streamchat.models.catalogue import template_args_of
+
+    if before.name != "template":
+        return format_from_settings(tokenizer, replace(settings, chat_format="plain"), before.moment)
+    given, defaults = from_text(settings.template_args), template_args_of(settings.model)
+    try:
+        return checked_template_format(tokenizer, settings.system_prompt, before.moment, given, defaults)
+    except UnusableTemplateError as error:
+        raise ConfigError(
+            f"the model's chat template cannot be used with {_short(shown(given)) or 'no arguments'}: {error}; the "
+            "arguments stay as they were"
+        ) from None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _template_prompt(tokenizer: Any, settings: Settings, known: ChatFormat | None = None) -> str:

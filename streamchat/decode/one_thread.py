@@ -7,6 +7,9 @@ CPU, NumPy is used instead, which has no threads for this. On other devices, the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,29 @@ CHUNK = 16_384
 """Numbers per operation: few enough for one thread of PyTorch, and for the processor's caches."""
 GROUP = 64
 """Scores that `top_scores` represents by their maximum."""
+
+
+@contextmanager
+def calling_thread_only() -> Iterator[None]:
+    """Let PyTorch compute on the calling thread only inside the block: for many short copies on a busy machine.
+
+    Each copy would wait for all of PyTorch's threads, also for one that another program has taken the core of. Does
+    nothing without OpenMP: other backends cannot change the number of threads once they run.
+    """
+    if not _has_openmp():
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def _has_openmp() -> bool:
+    return "backend: OpenMP" in torch.__config__.parallel_info()
 
 
 def copy(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -14,7 +14,13 @@ from streamchat.base.progress import Progress
 from streamchat.base.requests import SettingValue
 from streamchat.config.loader import Configuration, check_live, check_value
 from streamchat.config.settings import Settings
-from streamchat.conversation.assemble import Load, StartedConversation, assemble, format_from_settings
+from streamchat.conversation.assemble import (
+    Load,
+    StartedConversation,
+    assemble,
+    format_from_settings,
+    format_with_arguments,
+)
 from streamchat.sessions.archive import Archive
 from streamchat.sessions.settings import (
     foreign_model,
@@ -224,9 +230,7 @@ class ModelHost:
         """
         conversation = self.active.conversation
         before = conversation.encoder.format
-        chat_format = format_from_settings(conversation.tokenizer, settings, before.moment)
-        if chat_format.name != before.name:
-            raise ConfigError(f"the template arguments cannot be used: {chat_format.notes[0]}")
+        chat_format = format_with_arguments(conversation.tokenizer, settings, before)
         if conversation.change_format(chat_format):
             self._use(settings)
             self._archive.start(self.active)

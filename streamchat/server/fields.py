@@ -98,7 +98,7 @@ class Fields:
             ApiError: There is one, and its value asks for something.
         """
         for name, value in self._body.items():
-            if name in self._read or value is None or (name in self._neutral and value in self._neutral[name]):
+            if name in self._read or value is None or is_one_of(value, self._neutral.get(name, ())):
                 continue
             if name in self._neutral:
                 raise ApiError(
@@ -123,6 +123,21 @@ def _checked(name: str, setting: str, value: Any) -> SettingValue:
     except ConfigError as error:
         raise wrong_value(name, str(error).replace(setting, name)) from None
     return checked
+
+
+def is_one_of(value: Any, others: Collection[Any]) -> bool:
+    """Return whether a JSON value equals one of the others. Unlike in Python, `true` is not a number."""
+    return any(_is_same(value, other) for other in others)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    if isinstance(value, bool) or isinstance(other, bool):
+        return value is other
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(_is_same(value[name], other[name]) for name in value)
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(_is_same, value, other))
+    return bool(value == other)
 
 
 def _choices(values: Collection[Any]) -> str:

@@ -30,9 +30,11 @@ def message_key(text: str) -> bytes:
 
 
 def reply_key(text: str) -> bytes:
-    """Return the digest of a reply without white space at its ends and without its reasoning, if it has an answer."""
-    thoughts, answer = split(text)
-    return _digest(answer or thoughts)
+    """Return the digest of a reply without white space at its ends and without its reasoning.
+
+    Clients send the answer alone; it is empty if the reply was cut off in its reasoning.
+    """
+    return _digest(split(text)[1])
 
 
 def turn_key(message: str, reply: str) -> bytes:
@@ -257,7 +259,9 @@ def _matches(keys: Sequence[bytes], session: KnownSession) -> Iterator[Match]:
             break
         if not session.may_have(keys[count - 1]):
             continue
-        for end in range(len(turns), max(oldest, count + 1) - 1, -1):
+        # a history that has its first message is whole, or another conversation
+        lowest = count if len(keys[0]) == _HALF else count + 1
+        for end in range(len(turns), max(oldest, lowest) - 1, -1):
             if all(map(is_same, turns[end - count : end], keys[:count])):
                 yield Match(session, end, count, False)
                 break

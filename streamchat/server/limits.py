@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 from streamchat.base.formatting import human_bytes
 from streamchat.server.errors import ApiError
+from streamchat.server.fields import shown
 
 BODY_S = 30.0
 """How long a client may take to send the body of a request."""
@@ -81,7 +83,8 @@ async def read_json(stream: AsyncIterator[bytes], max_bytes: int) -> dict[str, A
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_S:g} s", code="body_too_slow") from None
     try:
-        body = json.loads(bytes(data).decode("utf-8"), parse_constant=_refuse_constant)
+        text = bytes(data).decode("utf-8")
+        body = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated)
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
     except ValueError as error:  # also invalid UTF-8, and numbers with too many digits
@@ -89,6 +92,16 @@ async def read_json(stream: AsyncIterator[bytes], max_bytes: int) -> dict[str, A
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
     return body
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs. Of two equal names, some programs read the first one and some the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        message = f"the name {shown(twice)} occurs more than once in one object; send it once"
+        raise ApiError(400, message, twice[:80], "invalid_json")
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from streamchat.server.calls import Call
 from streamchat.server.known import KnownSession
@@ -13,6 +14,15 @@ from streamchat.server.seat import Seat
 
 class CallCancelledError(Exception):
     """The client is gone, the time is over, or the server stops, before the reply started."""
+
+
+@dataclass(frozen=True)
+class SwitchTime:
+    """Time to put a saved session into a seat, in place of another one if all are used. In seconds."""
+
+    elapsed_s: float
+    cpu_s: float
+    """CPU time of the model's thread."""
 
 
 class LiveSessions:
@@ -24,7 +34,7 @@ class LiveSessions:
         wait: Lets the running task wait for a condition.
         finish_snapshot: Waits until the snapshot of a session is on the disk.
         forget: Called with a session that is neither saved nor live any more.
-        observe_switch: Called with each of the `switch_times`.
+        observe_switch: Called with the seconds of each switch to a saved session.
     """
 
     def __init__(
@@ -39,8 +49,8 @@ class LiveSessions:
         self._size, self.make_seat, self._wait = size, make_seat, wait
         self._finish_snapshot, self._forget, self._observe_switch = finish_snapshot, forget, observe_switch
         self.seats: list[Seat] = []
-        self.switch_times: deque[float] = deque(maxlen=1000)
-        """The latest times, in seconds, to put a saved session into a seat, in place of another one if all are used."""
+        self.switch_times: deque[SwitchTime] = deque(maxlen=1000)
+        """The latest switches to saved sessions."""
 
     def seat_of(self, session: KnownSession, call: Call, *, is_new: bool) -> Seat:
         """Return the seat of a session, which is restored or started there first if it is not live.
@@ -54,7 +64,7 @@ class LiveSessions:
         self._wait(lambda: self._has_free_seat() or call.cancelled.is_set())
         if call.cancelled.is_set():
             raise CallCancelledError
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.thread_time()
         seat = self._free_seat()
         seat.prefilled_again = 0
         if is_new:
@@ -62,8 +72,9 @@ class LiveSessions:
             return seat
         self._finish_snapshot(session.id)
         seat.resume(session)
-        self.switch_times.append(time.perf_counter() - started)
-        self._observe_switch(self.switch_times[-1])
+        switch = SwitchTime(time.perf_counter() - started, time.thread_time() - cpu)
+        self.switch_times.append(switch)
+        self._observe_switch(switch.elapsed_s)
         return seat
 
     def drop(self, session: KnownSession) -> None:

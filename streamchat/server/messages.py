@@ -9,7 +9,7 @@ from typing import Any
 from streamchat.base.sanitize import encodable
 from streamchat.server.calls import Exchange
 from streamchat.server.errors import ApiError, wrong_value
-from streamchat.server.fields import shown
+from streamchat.server.fields import is_one_of, shown
 
 _SYSTEM = ("system", "developer")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -97,7 +97,7 @@ def _message(given: Any, place: str) -> tuple[str, str]:
             place, f"{place}.role = {shown(role)} is not served; it must be system, developer, user, or assistant"
         )
     for name, value in given.items():
-        if name in _PASSED or value is None or value in _NEUTRAL.get(name, ()):
+        if name in _PASSED or value is None or is_one_of(value, _NEUTRAL.get(name, ())):
             continue
         raise ApiError(
             400, f"{place}.{name[:80]} is not served; leave it out", f"{place}.{name[:80]}", "unsupported_parameter"

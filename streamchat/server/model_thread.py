@@ -59,7 +59,9 @@ class ModelThread:
         progress: Progress = silent,
     ) -> None:
         self._configuration, self._size, self._load = configuration, live, load
-        self._open_store, self._observe, self._progress = open_store, observe, progress
+        self._open_store, self._progress = open_store, progress
+        self.observe = observe
+        """Called with every event and its session, on the model's thread."""
         self._observe_switch = observe_switch
         self.scheduler = Scheduler()
         self.known = KnownSessions()
@@ -218,7 +220,7 @@ class ModelThread:
     def _publish(self, session: KnownSession, event: ev.Event) -> None:
         if isinstance(event, ev.SessionOpened):
             self.known.rename(session, event.session)
-        self._observe(session, event)
+        self.observe(session, event)
 
     def _note_failure(self, error: StoreError) -> None:
         _log.warning("a snapshot could not be written: %s", error)

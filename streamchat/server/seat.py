@@ -174,10 +174,8 @@ class Seat:
             self._archive.start(self.started)
 
     def _save(self) -> None:
-        """Save everything and close the session."""
-        self._archive.flush_and_snapshot(self.started)
-        if self._archive.recorder is not None:
-            self._archive.recorder.close_session()
+        """Save everything and close the session; its cache is written later."""
+        self._archive.leave(self.started)
 
     # --- turns ------------------------------------------------------------------------------------------------
 

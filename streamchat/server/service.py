@@ -140,13 +140,20 @@ class Service:
             self._run(call, session, seat, prompt.history)
             return
         match = self._place(call, session)
-        if match is None or not seat.can_undo_after(match.turns):
+        if match is None or not self._can_continue(match, session, seat, prompt):
             if prompt.previous:
-                raise _too_old(prompt.previous)
+                is_aside = self._saved is None and not prompt.keep
+                raise _too_old(prompt.previous, *(("the newest one, while nothing is saved,",) if is_aside else ()))
             self._reply(call, self._new_session(call), True)
             return
         session = self._continue_after(match.turns, session, seat, call)
-        self._run(call, session, seat, prompt.history[match.exchanges :])
+        self._run(call, session, seat, prompt.history[match.exchanges :], match.turns)
+
+    def _can_continue(self, match: Match, session: KnownSession, seat: Seat, prompt: Prompt) -> bool:
+        """Return whether the later turns can be undone, and need not come back if nothing is saved."""
+        if self._saved is None and not prompt.keep and match.turns < len(session.keys):
+            return False
+        return seat.can_undo_after(match.turns)
 
     def _new_session(self, call: Call) -> KnownSession:
         prompt = call.prompt
@@ -179,9 +186,9 @@ class Service:
         """Make `seat` continue after a turn; return the session there, which is another one if this one must stay."""
         prompt = call.prompt
         is_longer = turns < len(session.keys)
-        if prompt.keep and not is_longer:
+        if not is_longer and (prompt.keep or self._saved is None):
             return session
-        if prompt.keep and session.may_replace_after(turns, prompt.message):
+        if prompt.keep and (self._saved is None or session.may_replace_after(turns, prompt.message)):
             seat.undo_after(turns)
             return session
         branch = session.copy(turns)
@@ -194,8 +201,18 @@ class Service:
             seat.undo_after(turns)
         return branch
 
-    def _run(self, call: Call, session: KnownSession, seat: Seat, given: Sequence[Exchange]) -> None:
-        """Add the given turns to a live session, and reply."""
+    def _run(
+        self, call: Call, session: KnownSession, seat: Seat, given: Sequence[Exchange], turns: int | None = None
+    ) -> None:
+        """Add the given turns to a live session, and reply.
+
+        Args:
+            call: The call.
+            session: The session.
+            seat: Its seat.
+            given: Turns of the client's history that it lacks.
+            turns: Number of its turns; None for a new session.
+        """
         reporter = Reporter(call, session, seat)
         seat.listener = reporter.receive
         try:
@@ -210,7 +227,14 @@ class Service:
         finally:
             seat.listener = None
             if not call.prompt.keep:
-                self._live.drop(session)
+                self._drop(session, seat, turns)
+
+    def _drop(self, session: KnownSession, seat: Seat, turns: int | None) -> None:
+        """Remove what is not kept: the session, or its new turns if nothing is saved and it goes on without them."""
+        if self._saved is not None or turns is None:
+            self._live.drop(session)
+        elif len(seat.conversation.log.turns) > turns:
+            seat.undo_after(turns)
 
 
 def _not_found(text: str) -> ApiError:
@@ -222,10 +246,10 @@ def _not_found(text: str) -> ApiError:
     )
 
 
-def _too_old(text: str) -> ApiError:
+def _too_old(text: str, limit: str = f"the last {DEPTH}") -> ApiError:
     return ApiError(
         400,
-        f"the response {text[:80]} is too old to continue from; only the last {DEPTH} of a session can be continued",
+        f"the response {text[:80]} is too old to continue from; only {limit} of a session can be continued",
         "previous_response_id",
         "previous_response_too_old",
     )

@@ -1,4 +1,4 @@
-"""Writes snapshots on a thread of its own: hashing and flushing one takes longer than putting it back."""
+"""Writes snapshots on a thread of its own: writing and flushing one takes longer than putting it back."""
 
 from __future__ import annotations
 

@@ -188,30 +188,66 @@ class Archive:
 
     def snapshot(self, active: StartedConversation) -> None:
         """Save the cache if it has changed since the last snapshot."""
-        conversation, session = active.conversation, self.session
-        if session is None or not self.changed or not conversation.log.turns:
+        session = self.session
+        if session is not None and self.changed and active.conversation.log.turns:
+            self.saving.set()
+            try:
+                self._write_snapshot(session, self._captured(session, active))
+            finally:
+                self.saving.clear()
+
+    def leave(self, active: StartedConversation) -> None:
+        """Save everything and close the session. What writes its cache closes and unlocks it afterwards."""
+        if self.recorder is None:
             return
+        self.recorder.flush()
+        session = self.session
+        save: Callable[[], object] = _nothing
+        if session is not None and self.changed and active.conversation.log.turns:
+            save = self._captured(session, active)
+        close = self.recorder.leave_session()
+        if session is None:
+            close()
+            return
+
+        def finish() -> None:
+            try:
+                save()
+            finally:
+                close()
+
+        self._write_snapshot(session, finish)
+
+    def _captured(self, session: str, active: StartedConversation) -> Callable[[], object]:
+        """Copy the cache; return a function that saves it, which any thread may call."""
         from streamchat.cache import checkpoint
+        from streamchat.decode.one_thread import calling_thread_only
         from streamchat.sessions.snapshot import Snapshot, save
 
         assert self.recorder is not None
-        self.saving.set()
-        try:
-            identity = self._identities.of(active)
+        conversation, identity = active.conversation, self._identities.of(active)
+        with calling_thread_only():
             saved_cache = checkpoint.capture(conversation.cache)
-            ids = array("i", conversation.log.ids_at(saved_cache.runs))
-            settings = asdict(conversation.settings)
-            saved = Snapshot(
-                session, saved_cache, ids, conversation.rng_state, identity.fingerprint, identity.dtype, settings
-            )
-            path = self.recorder.store.snapshot_path(session)
-            self._write(session, lambda: save(path, saved))
+        ids = array("i", conversation.log.ids_at(saved_cache.runs))
+        saved = Snapshot(
+            session,
+            saved_cache,
+            ids,
+            conversation.rng_state,
+            identity.fingerprint,
+            identity.dtype,
+            asdict(conversation.settings),
+        )
+        path = self.recorder.store.snapshot_path(session)
+        return lambda: save(path, saved)
+
+    def _write_snapshot(self, session: str, save: Callable[[], object]) -> None:
+        try:
+            self._write(session, save)
             self.changed = False
         except StoreError as error:
             _log.warning("no snapshot", exc_info=True)
             self._emit(ev.Notice(f"{error}; resuming will need a prefill", "warning"))
-        finally:
-            self.saving.clear()
 
     # --- saved sessions -----------------------------------------------------------------------------------------
 
@@ -299,6 +335,10 @@ class Archive:
     def release_model(self) -> None:
         """Drop the reference to the previous model after another one was loaded."""
         self._identities.release_model()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _write_now(session: str, save: Callable[[], object]) -> None:

@@ -107,8 +107,7 @@ class Recorder:
     def _write_identity(self, session: str, identity: ModelIdentity, adopt_model: bool) -> None:
         if adopt_model:  # before the fingerprint, after which the session no longer counts as imported
             self.store.set_model(session, identity, self._settings())
-        self.store.mark_open(session)
-        self._write(identity)  # in one transaction with the new ids of its turns
+        self._write(identity, is_opened=True)  # in one transaction with the new ids of its turns
 
     def close_session(self) -> None:
         """Close and unlock the session, so that other processes can open it.
@@ -120,6 +119,27 @@ class Recorder:
             self._try_write(lambda: self.store.mark_closed(session))
         if self._lock is not None:
             self._lock.release()
+        self._forget_session()
+
+    def leave_session(self) -> Callable[[], None]:
+        """Like `close_session`, but return the function that closes and unlocks it. Any thread may call it, once."""
+        session, lock, path = self.session, self._lock, self.store.path
+        self._forget_session()
+
+        def close() -> None:
+            try:
+                if session is not None:
+                    with Store(path) as store:  # that of the recorder may be closed by then
+                        store.mark_closed(session)
+            except StoreError:
+                _log.warning("the session %s could not be marked as closed", session, exc_info=True)
+            finally:
+                if lock is not None:
+                    lock.release()
+
+        return close
+
+    def _forget_session(self) -> None:
         self.session = self._lock = self._conversation = None
         self._evictions, self._times = [], {}
         self._unwritten = self._undone_from = None
@@ -219,7 +239,7 @@ class Recorder:
             self.emit(ev.SavingChanged(True))
             self.emit(ev.Notice("The conversation is saved again, including everything since the failure."))
 
-    def _write(self, new_identity: ModelIdentity | None = None) -> None:
+    def _write(self, new_identity: ModelIdentity | None = None, *, is_opened: bool = False) -> None:
         conversation, identity = self._conversation, self._identity
         assert conversation is not None
         assert identity is not None
@@ -240,6 +260,7 @@ class Recorder:
             undone_from=self._undone_from,
             identity=new_identity,
             system_ids=log.ids[: conversation.system_tokens],
+            is_opened=is_opened,
         )
         self._evictions, self._undone_from = [], None
         running = bool(log.turns) and log.turns[-1].end is None

@@ -16,6 +16,7 @@ from streamchat.conversation.conversation import Conversation
 from streamchat.conversation.fitting import CacheSelection, fit_to_budget
 from streamchat.conversation.log import TurnRecord, TurnStart
 from streamchat.conversation.rollback import REACH
+from streamchat.decode.one_thread import calling_thread_only
 from streamchat.models.fingerprint import FINGERPRINT_PREFIX
 from streamchat.sessions import snapshot as snapshots
 from streamchat.sessions.snapshot import Snapshot, SnapshotError
@@ -159,7 +160,8 @@ def _restore_snapshot(
         raise SnapshotError(f"its saved cache of {saved_cache.length} tokens does not fit into {cache.cache_size}")
     conversation.feeder.set_fed_tokens(len(log))
     try:
-        checkpoint.restore(cache, saved_cache)
+        with calling_thread_only():
+            checkpoint.restore(cache, saved_cache)
         conversation.rng_state = saved.generator
     except CacheError as error:
         raise SnapshotError("its cache was saved with another model") from error

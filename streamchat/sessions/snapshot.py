@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from array import array
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from streamchat.base.atomic_files import atomic_write
 from streamchat.base.errors import StoreError, reason_of
 from streamchat.cache.checkpoint import CacheCheckpoint
 
-FORMAT = 1
-"""Format version of the file; a program reads only its own version."""
+FORMAT = 2
+"""Format version of the file. Version 1 is read as well; it has a SHA-256 of all bytes, which takes three times as long
+as the CRC-32 of each tensor."""
 _KEY = "streamchat"
 _IDS, _GENERATOR = "ids", "generator"
 _PAIRS = {
@@ -74,7 +77,7 @@ def save(path: Path, snapshot: Snapshot) -> int:
         for left in path.parent.glob(f".{path.name}.*.part"):  # left by a killed process
             left.unlink(missing_ok=True)
         with atomic_write(path, durable=True) as partial:
-            save_file(tensors, partial, {_KEY: json.dumps(facts)})
+            _write(partial, tensors, facts)
             return partial.stat().st_size
     except (OSError, SafetensorError) as error:
         raise StoreError(
@@ -94,7 +97,7 @@ def load(path: Path) -> Snapshot:
             facts = json.loads((file.metadata() or {})[_KEY])
             if not isinstance(facts, dict):
                 raise SnapshotError("its saved cache is damaged")
-            if facts["format"] != FORMAT:
+            if facts["format"] not in (1, FORMAT):
                 raise SnapshotError(f"its saved cache has format {facts['format']} and this streamchat reads {FORMAT}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
@@ -168,12 +171,51 @@ def _runs(values: list[Any]) -> tuple[tuple[int, int], ...]:
     return tuple((first, stop) for first, stop in values)
 
 
+def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write a safetensors file.
+
+    The library's function holds the interpreter's lock for the whole file, so that the model would wait for the disk if
+    another thread saves a cache.
+    """
+    # the largest numbers first, so that each tensor is aligned, as the library does
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(facts)}}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            file.write(_bytes(tensor))
+
+
+@cache
+def _name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype in a safetensors file."""
+    data = serialized({"x": torch.empty(0, dtype=dtype)})
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return str(header["x"]["dtype"])
+
+
 def _checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
-    """Return the SHA-256 of names, dtypes, shapes and bytes of the tensors, and of the facts without the checksum."""
+    """Return the SHA-256 of the facts without the checksum, and of names, dtypes, shapes and checksums of the tensors.
+
+    The checksum of a tensor is its CRC-32, which finds damage. In format 1, its bytes are part of the SHA-256.
+    """
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if tensor.numel():
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        data = _bytes(tensor)
+        digest.update(data if facts.get("format") == 1 else f" {zlib.crc32(data):08x} ".encode())
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """Return the bytes of a tensor on the CPU as a buffer, which shares its memory."""
+    if not tensor.numel():
+        return b""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -32,7 +32,12 @@ class SessionLock:
     ) -> None:
         self.session = session
         try:
-            self._lock = FileLock(paths.private_dir(folder) / f"{session}.lock", timeout=patience_s, is_singleton=False)
+            self._lock = FileLock(
+                paths.private_dir(folder) / f"{session}.lock",
+                timeout=patience_s,
+                thread_local=False,  # another thread may release it
+                is_singleton=False,
+            )
             self._lock.acquire(poll_interval=0.02)
         except Timeout:
             who = "another streamchat process" + (f" (id {holder})" if holder else "")

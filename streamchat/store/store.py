@@ -117,6 +117,7 @@ class Store:
         undone_from: int | None = None,
         identity: ModelIdentity | None = None,
         system_ids: Iterable[int] = (),
+        is_opened: bool = False,
     ) -> None:
         """Write changes of a session in one transaction.
 
@@ -128,8 +129,11 @@ class Store:
             undone_from: Turns from this number on were undone before all of this; search still finds them.
             identity: The model that the session continues with, if it changed. Its names are not written.
             system_ids: Ids of the system prompt for `identity`.
+            is_opened: Whether this process has just opened it; see `mark_open`.
         """
         with self._open.write() as connection:
+            if is_opened:
+                connection.execute("UPDATE sessions SET opened_by = ? WHERE id = ?", (os.getpid(), session))
             if identity is not None:
                 connection.execute(
                     "UPDATE sessions SET dtype = ?, fingerprint = ?, tokenizer = ?, system_ids = ? WHERE id = ?",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,8 @@ from streamchat.commands import acp as command
 from streamchat.store.store import Store
 
 acp = pytest.importorskip("acp", reason="needs the extra streamchat[acp]")
+
+from streamchat.acp.lines import pass_on  # noqa: E402 - after the skip
 
 FACE = str(Path(__file__).parents[1] / "support" / "acp_face.py")
 FLAGS = ("--cache-size", "96", "--max-new-tokens", "24", "--seed", "1")
@@ -149,6 +152,48 @@ async def test_a_prompt_that_waits_is_cancelled_and_the_one_before_it_continues(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"[1]", -32600),
+        (b"7", -32600),
+        (b"null", -32600),
+        (b'"text"', -32600),
+        (b'[{"jsonrpc": "2.0", "id": 1, "method": "initialize"}]', -32600),
+        (b'{"jsonrpc": "2.0", "id": [1], "method": "initialize"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": {}, "result": 1}', -32600),
+        (b'{"jsonrpc": "2.0", "id": 5, "method": ["initialize"]}', -32600),
+        (b'{"jsonrpc": "2.0", "id": 0, "error": [1]}', -32600),
+        (b"{", -32700),
+        (b"\xff", -32700),
+        (b"[" * 50_000, -32700),
+    ],
+)
+async def test_a_line_that_is_not_a_message_is_answered_with_an_error(line: bytes, code: int) -> None:
+    lines, valid, answers = asyncio.StreamReader(), asyncio.StreamReader(), list[bytes]()
+    hello = b'{"jsonrpc": "2.0", "id": 2, "method": "initialize", "params": {}}'
+    lines.feed_data(line + b"\n\n" + hello)  # the last line has no end
+    lines.feed_eof()
+    await pass_on(lines, valid, answers.append)
+    [answer] = map(json.loads, answers)
+    assert answer["error"]["code"] == code
+    assert (await valid.read()).strip() == hello
+
+
+@pytest.mark.slow
+async def test_lines_that_are_not_messages_do_not_end_the_agent(tmp_path: Path) -> None:
+    editor = Editor()
+    async with acp.spawn_agent_process(editor, sys.executable, FACE, *FLAGS, env=dict(os.environ)) as (conn, process):
+        await conn.initialize(protocol_version=acp.PROTOCOL_VERSION)
+        for line in (b"[1]", b"null", b'{"id": [1]}', b'{"jsonrpc": "2.0", "id": 9, "method": "no/such"}'):
+            process.stdin.write(line + b"\n")
+        session = await conn.new_session(cwd=str(tmp_path), mcp_servers=[])
+        answer = await conn.prompt(session_id=session.session_id, prompt=[block("hello")])
+        assert answer.stop_reason in ("end_turn", "max_tokens")
+        process.stdin.close()
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+
+
 async def test_a_model_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
     editor = Editor()
     arguments = ("-m", "streamchat", "acp", "--model", "./missing.gguf")

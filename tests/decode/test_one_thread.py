@@ -137,3 +137,29 @@ def test_logits_with_gradients_are_read() -> None:
     assert one_thread.argmax(logits) == int(logits.argmax())
     assert one_thread.maximum(logits) == logits.max().item()
     assert torch.equal(one_thread.copy(logits), logits.detach())
+
+
+@pytest.mark.parametrize("info", [None, "ATen parallel backend: native thread pool"], ids=["OpenMP", "others"])
+def test_a_block_on_the_calling_thread_only(info: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of threads is the earlier one afterwards, also after an error."""
+    if info is not None:
+        monkeypatch.setattr(torch.__config__, "parallel_info", lambda: info)
+    elif "backend: OpenMP" not in torch.__config__.parallel_info():
+        pytest.skip("this PyTorch has another backend")
+    one_thread._has_openmp.cache_clear()
+    before, seen = torch.get_num_threads(), list[int]()
+
+    def fail() -> None:
+        with one_thread.calling_thread_only():
+            seen.append(torch.get_num_threads())
+            raise KeyError
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError):
+            fail()
+        assert seen == [1 if info is None else 2]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+        one_thread._has_openmp.cache_clear()

@@ -94,9 +94,26 @@ def test_arguments_that_the_template_refuses_change_nothing() -> None:
     with running(lambda *_: tiny_loaded(template), max_new_tokens=8) as chat:
         chat.wait(ev.ModelReady)
         chat.engine.send(SetOption("template_args", '{"level": 3}'))
-        assert "too high" in chat.wait(ev.Notice).text
+        notice = chat.wait(ev.Notice).text
+        assert "cannot be used with level=3: it raises: too high; the arguments stay as they were" in notice
+        assert "plain" not in notice  # no turn changes its form
         assert chat.engine.settings.template_args == "{}"
         assert chat.turn("one").finish_reason != "error"
+
+
+def test_a_conversation_without_the_template_stays_without_it_until_it_starts_over() -> None:
+    """Its template raises with the arguments that it started with, and not with the later ones."""
+    template = "{% if level | default(1) > 2 %}{{ raise_exception('too high') }}{% endif %}" + toy.CHATML
+    with running(lambda *_: tiny_loaded(template), max_new_tokens=8, template_args='{"level": 3}') as chat:
+        chat.wait(ev.ModelReady)
+        chat.turn("one")
+        switch(chat, '{"level": 1}')
+        chat.turn("two")
+        assert fed_text(chat).count("User: ") == 2
+        chat.engine.send(Clear())
+        chat.wait(ev.ConversationCleared)
+        chat.turn("three")
+        assert "<|im_start|>user\nthree" in fed_text(chat)
 
 
 def test_a_session_keeps_its_arguments_and_its_ids(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from streamchat.server.access import read_token
+from streamchat.server.fields import SAMPLING
 from streamchat.server.limits import Limits
 from streamchat.server.options import Options
 from streamchat.store.store import Store
@@ -20,6 +21,7 @@ from tests.support.api_server import Running, serving, session_of
 
 openai = pytest.importorskip("openai", reason="the package openai is not installed")
 
+NUMBERS = (*SAMPLING, "max_tokens", "max_completion_tokens")
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -111,6 +113,14 @@ def test_a_client_that_is_gone_stops_its_reply(tmp_path: Path) -> None:
     ("fields", "param", "code"),
     [
         ({"n": 2}, "n", "unsupported_value"),
+        ({"n": True}, "n", "unsupported_value"),
+        ({"top_logprobs": False}, "top_logprobs", "unsupported_value"),
+        ({"frequency_penalty": False}, "frequency_penalty", "unsupported_value"),
+        ({"logprobs": 0}, "logprobs", "unsupported_value"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls", "unsupported_value"),
+        ({"parallel_tool_calls": 0.0}, "parallel_tool_calls", "unsupported_value"),
+        *(({name: True}, name, "invalid_value") for name in NUMBERS),
+        *(({name: [1]}, name, "invalid_value") for name in NUMBERS),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_value"),
         ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_value"),
         ({"logprobs": True}, "logprobs", "unsupported_value"),
@@ -169,7 +179,16 @@ def test_fields_that_ask_for_nothing_are_accepted(api: Running) -> None:
     assert api.complete(HELLO, **nothing)["object"] == "chat.completion"
 
 
-@pytest.mark.parametrize("fields", [{"conversation": "c"}, {"truncation": "disabled"}, {"background": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"conversation": "c"},
+        {"truncation": "disabled"},
+        {"background": True},
+        {"background": 0},
+        {"stream_options": {"include_obfuscation": 0}},
+    ],
+)
 def test_fields_of_responses_are_refused(api: Running, fields: dict[str, Any]) -> None:
     answer = api.post("responses", {"input": "hello"} | fields)
     assert answer.status_code == 400
@@ -187,12 +206,21 @@ def test_fields_of_responses_are_refused(api: Running, fields: dict[str, Any]) -
         (b"[" * 50_000, 400),
         (b'{"a": ' + b"9" * 5000 + b"}", 400),
         (b" " * 100_001, 413),
+        (b'{"model": "tiny", "max_tokens": 1, "max_tokens": 2}', 400),
+        (b'{"model": "tiny", "messages": [{"role": "user", "content": "a", "content": "b"}]}', 400),
     ],
 )
 def test_bodies_that_are_not_valid(api: Running, body: bytes, status: int) -> None:
     answer = api.http.post("/v1/chat/completions", content=body)
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_name_that_occurs_twice_is_refused_by_name(api: Running) -> None:
+    body = b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "seed": 1, "seed": 2}'
+    error = api.http.post("/v1/chat/completions", content=body).json()["error"]
+    assert (error["param"], error["code"]) == ("seed", "invalid_json")
+    assert error["message"] == 'the name "seed" occurs more than once in one object; send it once'
 
 
 def test_paths_and_methods_that_are_not_served(api: Running) -> None:

@@ -47,6 +47,18 @@ for number in range({turns}):
         pass
     previous = event.response.id
 """
+PYDANTIC_AI = """
+import sys
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
+
+provider = OpenAIProvider(base_url=sys.argv[1] + "/v1", api_key="none")
+agent = Agent(OpenAIChatModel("tiny", provider=provider), instructions="You are a helpful assistant of the sea.")
+history = []
+for number in range({turns}):
+    history = agent.run_sync(f"message {{number}} about the sea", message_history=history).all_messages()
+"""
 
 
 @pytest.fixture
@@ -61,6 +73,7 @@ def api(tmp_path: Path) -> Iterator[Running]:
         pytest.param("llm", LLM, id="llm"),
         pytest.param("openai", OPENAI, id="openai, the whole history"),
         pytest.param("openai", ONLY_NEW, id="openai, new messages"),
+        pytest.param("pydantic_ai", PYDANTIC_AI, id="pydantic-ai"),
     ],
 )
 def test_a_client_holds_20_turns(api: Running, tmp_path: Path, package: str, program: str) -> None:

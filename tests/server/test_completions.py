@@ -91,6 +91,27 @@ def test_a_history_that_starts_with_a_reply_is_matched(api: Running) -> None:
     assert session_of(found["id"]) == session_of(first["id"])
 
 
+@pytest.mark.parametrize("messages", [["go on"], ["", " ", "a", " a\n", "go on", "a\n\ngo on"]], ids=["same", "odd"])
+def test_heads_are_dropped_anywhere_of_texts_that_repeat(tmp_path: Path, messages: list[str]) -> None:
+    """Also within an exchange, with other white space, empty messages, and identical exchanges one after the other."""
+    rng, history = random.Random(len(messages)), list[Message]()
+    own = embedded(max_new_tokens=3)
+    with serving(tmp_path, max_new_tokens=3) as api:
+        for turn in range(25):
+            text = rng.choice(messages)
+            kept = history[-rng.choice((4, 5, 6, 7, 100)) :] if turn > 2 else history
+            sent = [
+                each | {"content": rng.choice(("", "\n ")) + each["content"] + rng.choice(("", " "))} for each in kept
+            ]
+            found = api.complete([*sent, said(text)])
+            outcome = own.run_turn(text, lambda: False)
+            assert text_of(found) == outcome.reply
+            assert not turn or prefilled(found) == outcome.prompt_tokens
+            history += [said(text), replied(text_of(found))]
+        assert len(list(api.server.model.known)) == 1
+    assert own.cache.compression_count > 2
+
+
 def test_white_space_at_the_ends_does_not_count(api: Running) -> None:
     history: list[Message] = []
     first = chat(api, history, "  tell me about the sea\n")
@@ -326,6 +347,18 @@ def test_stop_strings_limits_and_sampling_are_those_of_the_request(api: Running)
         [said("tell me about the sea"), replied(text_of(stopped)), said("go on")], user="other", max_tokens=4
     )
     assert session_of(continued["id"]) == session_of(stopped["id"])
+
+
+def test_a_stop_string_is_found_across_the_borders_of_tokens(api: Running) -> None:
+    """At every place of a reply; the client's shorter reply is then the one that the session has."""
+    whole = text_of(api.complete([said("tell me about the sea")], user="whole"))
+    for start in range(1, len(whole) - 3, 2):
+        stop, who = whole[start : start + 3], f"user {start}"
+        found = api.complete([said("tell me about the sea")], user=who, stop=[stop, "not in it"])
+        assert text_of(found) == whole[: whole.find(stop)]
+        assert found["choices"][0]["finish_reason"] == "stop"
+        history = [said("tell me about the sea"), replied(text_of(found)), said("and on")]
+        assert session_of(api.complete(history, user=who, max_tokens=1)["id"]) == session_of(found["id"])
 
 
 def test_control_tokens_in_a_message_are_text(api: Running) -> None:

@@ -32,6 +32,8 @@ def known(*sessions: KnownSession) -> KnownSessions:
         (PAST[8:10], 10, 2, False),
         (PAST[5:8], 8, 3, False),
         ([Exchange(None, "reply 7"), *PAST[8:10]], 10, 3, False),
+        ([Exchange(None, "reply 0"), *PAST[1:10]], 10, 10, False),
+        ([Exchange(None, "reply 0"), *PAST[1:4]], 4, 4, False),
         ([*PAST[:4], Exchange("an edit", "its reply")], 4, 4, True),
         ([*PAST[5:9], Exchange("message 9", "repl")], 9, 4, False),
         ([Exchange(" message 0\n", "\treply 0 ")], 1, 1, True),
@@ -60,6 +62,14 @@ def test_what_matches(history: list[Exchange], turns: int, exchanges: int, is_wh
 )
 def test_what_does_not_match(history: list[Exchange]) -> None:
     assert known(session_with(*range(10))).match(history, None, "") is None
+
+
+def test_a_reply_that_was_cut_off_in_its_reasoning_is_an_empty_one_for_the_client() -> None:
+    session = session_with(0, 1)
+    session.add_turn(turn_key("message 2", "<think>\nlet me see"))
+    match = known(session).match([*PAST[:2], Exchange("message 2", "")], None, "")
+    assert match is not None
+    assert (match.turns, match.exchanges) == (3, 3)
 
 
 def test_turns_that_cannot_be_undone_do_not_match() -> None:

@@ -107,6 +107,28 @@ def test_store_false_keeps_nothing_and_changes_nothing(api: Running, tmp_path: P
         assert store.search("secret") == []
 
 
+def test_store_false_changes_nothing_if_nothing_is_saved() -> None:
+    """Without a store, the session is in memory only: the reply is given there, and undone."""
+    with serving(None, temperature=1.0) as api, serving(None, temperature=1.0) as other:
+        found, same = led(api, 12), led(other, 12)
+        assert api.respond("a secret", found[-1]["id"], store=False)["store"] is False
+        refused = api.post("responses", {"input": "x", "previous_response_id": found[-2]["id"], "store": False})
+        assert refused.json()["error"]["code"] == "previous_response_too_old"
+        after = api.respond("message 12", found[-1]["id"], seed=7)
+        assert text_of(after) == text_of(other.respond("message 12", same[-1]["id"], seed=7))
+        assert session_of(after["id"]) == session_of(found[-1]["id"])
+        assert prefilled(after) < prefilled(found[0])
+
+
+def test_an_earlier_id_replaces_the_later_turns_if_nothing_is_saved() -> None:
+    with serving(None) as api:
+        found = led(api, 4)
+        branch = api.respond("another", found[1]["id"])
+        assert session_of(branch["id"]) == session_of(found[1]["id"])
+        assert api.post("responses", {"input": "x", "previous_response_id": found[2]["id"]}).status_code == 404
+        assert api.respond("x", found[0]["id"])["status"]
+
+
 def test_instructions_are_pinned_with_the_session(api: Running) -> None:
     first = api.respond("hello", instructions="Speak of the sea.")
     assert api.respond("go on", first["id"], instructions="Speak of the sea.")["instructions"] == "Speak of the sea."

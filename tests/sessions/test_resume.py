@@ -156,14 +156,18 @@ def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def other_format(path: Path) -> None:
+def rewrite(path: Path, version: int, bit: int = 0) -> None:
+    """Write a snapshot again in another format version; with `bit`, flip a bit of a tensor after its checksum."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
     with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["streamchat"])
+        facts = json.loads(file.metadata()["streamchat"]) | {"format": version}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(tensors, path, {"streamchat": json.dumps(facts | {"format": 99})})
+    facts.pop("checksum")
+    facts["checksum"] = snapshots._checksum(tensors, facts)
+    tensors["cache.1.values"].view(torch.uint8)[0, 0, 0, 0] ^= bit
+    save_file(tensors, path, {"streamchat": json.dumps(facts)})
 
 
 @pytest.mark.slow
@@ -173,9 +177,11 @@ def other_format(path: Path) -> None:
         (damage, "its saved cache is damaged"),
         (cut_short, "its saved cache is damaged"),
         (lambda path: path.write_bytes(b""), "its saved cache is damaged"),
-        (other_format, "its saved cache has format 99 and this streamchat reads 1"),
+        (lambda path: rewrite(path, 1, bit=1), "its saved cache is damaged"),
+        (lambda path: rewrite(path, 2, bit=1), "its saved cache is damaged"),
+        (lambda path: rewrite(path, 99), "its saved cache has format 99 and this streamchat reads 2"),
     ],
-    ids=["a bit", "short", "empty", "format"],
+    ids=["a bit", "short", "empty", "a bit in version 1", "a bit in version 2", "format"],
 )
 def test_a_snapshot_that_cannot_be_used_is_said_in_one_line(database: Path, change: Any, reason: str) -> None:
     with a_session(database, cache_size=96) as (_, session):
@@ -186,6 +192,16 @@ def test_a_snapshot_that_cannot_be_used_is_said_in_one_line(database: Path, chan
         assert chat.wait(ev.ConversationResumed).prefilled > 0
         assert reason in chat.wait(ev.Notice).text
         chat.turn("and now?")
+
+
+@pytest.mark.slow
+def test_a_snapshot_in_the_format_of_an_earlier_version_is_restored(database: Path) -> None:
+    with a_session(database, cache_size=96) as (_, session):
+        pass
+    with Store(database) as store:
+        rewrite(store.snapshot_path(session), 1)
+    with running(store=database, session=session) as chat:
+        assert chat.wait(ev.ConversationResumed).prefilled == 0
 
 
 def test_a_snapshot_of_another_model_or_dtype_is_not_used(database: Path) -> None:

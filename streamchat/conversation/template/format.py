@@ -63,13 +63,35 @@ def choose_format(
         note = "This model has no chat template: turns are written as plain 'User:' and 'Assistant:' lines."
         return _noted(plain_format(tokenizer, system_prompt), note, ignored)
     try:
-        chosen = template_format(tokenizer, system_prompt, moment, arguments, defaults)
-        return _noted(_with_check(tokenizer, chosen, system_prompt), unread_sentence(arguments, chosen.takes.names))
+        return checked_template_format(tokenizer, system_prompt, moment, arguments, defaults)
     except UnusableTemplateError as error:
         if wanted == "template":
             raise ConfigError(f"the model's chat template cannot be used: {error}; use --chat-format plain") from None
         note = f"The model's chat template cannot be used ({error}): turns are written as plain 'User:' lines."
         return _noted(plain_format(tokenizer, system_prompt), note, ignored)
+
+
+def checked_template_format(
+    tokenizer: Any,
+    system_prompt: str,
+    moment: datetime | None = None,
+    arguments: Arguments = NO_ARGUMENTS,
+    defaults: Arguments = NO_ARGUMENTS,
+) -> ChatFormat:
+    """Return the format of the tokenizer's chat template, with notices about how it differs from the template.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        system_prompt: '' for the template's default.
+        moment: The time that the template's clock shows; now by default.
+        arguments: Arguments for the template that the user gave.
+        defaults: Arguments that the template gets if it reads them and `arguments` has no others.
+
+    Raises:
+        UnusableTemplateError: The template raises, or does not write texts unchanged and in order.
+    """
+    chosen = template_format(tokenizer, system_prompt, moment, arguments, defaults)
+    return _noted(_with_check(tokenizer, chosen, system_prompt), unread_sentence(arguments, chosen.takes.names))
 
 
 def _noted(chosen: ChatFormat, *notes: str) -> ChatFormat:
