@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from streamchat.base.thinking import split
+from streamchat.config.settings import Settings
 from streamchat.server.calls import Exchange
 
 _KEY = os.urandom(16)  # so that nobody can prepare two texts with the same digest
@@ -103,6 +104,8 @@ class KnownSession:
     """Turns whose reply was cut off."""
     completions: set[int] = field(default_factory=set)
     """Turns that came to `/v1/chat/completions`, so that no id of them is in use."""
+    settings: Settings | None = None
+    """Settings that attached front ends have changed; None for those of the server, with `system`."""
     is_live: bool = False
     """Whether its cache is in memory."""
     is_busy: bool = False
@@ -145,7 +148,7 @@ class KnownSession:
 
     def copy(self, turns: int) -> KnownSession:
         """Return a new session with the first `turns` turns of this one, which are not addressed by ids."""
-        return KnownSession(self.system, self.scope, self.keep, keys=self.keys[:turns])
+        return KnownSession(self.system, self.scope, self.keep, keys=self.keys[:turns], settings=self.settings)
 
     def may_replace_after(self, turns: int, message: str) -> bool:
         """Return whether the turns after the first `turns` may be replaced, with a reply to `message`.

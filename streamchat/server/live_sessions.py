@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from streamchat.server.calls import Call
+from streamchat.server.claims import Owner
 from streamchat.server.known import KnownSession
 from streamchat.server.seat import Seat
 
@@ -42,7 +42,7 @@ class LiveSessions:
         self.switch_times: deque[float] = deque(maxlen=1000)
         """The latest times, in seconds, to put a saved session into a seat, in place of another one if all are used."""
 
-    def seat_of(self, session: KnownSession, call: Call, *, is_new: bool) -> Seat:
+    def seat_of(self, session: KnownSession, call: Owner, *, is_new: bool) -> Seat:
         """Return the seat of a session, which is restored or started there first if it is not live.
 
         Raises:
