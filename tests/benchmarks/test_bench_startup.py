@@ -41,7 +41,7 @@ def test_a_reply_without_text_ends_the_wait(
     """The first token of a reply may be the one that ends it."""
     monkeypatch.setenv(trace.VARIABLE, str(tmp_path / "trace"))
     stats = TurnStats(1, 3, 0, 10, 64, 0, 0, 0.1, None, 1, 1, None, reason)
-    cli._mark_start(TurnFinished(stats, reason, "", "hello", reason == "error", "no memory"))
+    cli.mark_start(TurnFinished(stats, reason, "", "hello", reason == "error", "no memory"))
     assert list(trace.read_events(str(tmp_path / "trace"))) == marked
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from streamchat.attach.address import parse_address
 from streamchat.attach.connection import Connection
@@ -21,7 +21,7 @@ class Front(Watched):
     """An attached front end, and the events that it got."""
 
     def __init__(self, engine: AttachedEngine) -> None:
-        super().__init__(engine)
+        super().__init__(cast(Any, engine))
         self.attached = engine
         self.numbered: list[tuple[int, ev.Event]] = []
         """The numbered events, as the server sent them."""

@@ -15,7 +15,6 @@ from streamchat.config.settings import Settings
 from streamchat.conversation.conversation import Conversation
 from streamchat.engine.engine import Engine
 from streamchat.engine.fetcher import Fetch, fetch_model
-from streamchat.engine.protocol import ChatEngine
 from streamchat.models.load import LoadedModel
 from streamchat.store.store import Store
 from tests.support.tiny import tiny_model
@@ -40,7 +39,7 @@ def conversation_of(engine: Engine) -> Conversation:
 class Watched:
     """An engine and what it said."""
 
-    def __init__(self, engine: ChatEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.events: list[ev.Event] = []
         self._news = threading.Condition()
@@ -54,7 +53,6 @@ class Watched:
     @property
     def conversation(self) -> Conversation:
         """The one of a loaded model."""
-        assert isinstance(self.engine, Engine)
         return conversation_of(self.engine)
 
     def of(self, kind: type[E]) -> list[E]:
