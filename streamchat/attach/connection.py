@@ -118,7 +118,7 @@ def _open(address: Address, query: dict[str, str]) -> ClientConnection:
 
     headers = {"Authorization": f"Bearer {address.token}"} if address.token else {}
     try:
-        return connect(
+        opened = connect(
             address.socket_url(**query),
             additional_headers=headers,
             open_timeout=CONNECT_S,
@@ -126,8 +126,10 @@ def _open(address: Address, query: dict[str, str]) -> ClientConnection:
             ping_timeout=ALIVE_S,
             close_timeout=1,
             max_size=MAX_MESSAGE,
+            compression=None,  # it would cost the thread of the model processor time
             proxy=None,
         )
+        return opened.__enter__()  # `_send_all` closes it
     except InvalidStatus as error:
         raise _refused(address, error.response) from None
     except (InvalidHandshake, InvalidURI, EOFError) as error:

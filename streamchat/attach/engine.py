@@ -269,7 +269,9 @@ class AttachedEngine:
             if not isinstance(event, is_redundant):
                 self._publish(event)
         if is_other and self._was_lost:
-            self._publish(ev.Notice("The server was started again; what it had not begun is not done.", "warning"))
+            self._publish(
+                ev.Notice("The server was restarted; requests that were waiting there were not carried out.", "warning")
+            )
 
     def _apply(self, event: ev.Event) -> None:
         match event:

@@ -156,6 +156,7 @@ class ApiServer:
                 server_header=False,
                 lifespan="off",
                 ws="none" if self._attached is None else "websockets-sansio",
+                ws_per_message_deflate=False,
                 ws_max_size=self._options.limits.body_bytes,
                 timeout_graceful_shutdown=GRACE_S,
             )

@@ -11,6 +11,7 @@ import pytest
 from streamchat.base.errors import ExitCode
 from streamchat.base.events import FinishReason, TurnFinished, TurnStats
 from streamchat.benchmarks import startup
+from streamchat.cli import front_ends
 from streamchat.cli import main as cli
 from streamchat.telemetry import trace
 from tests.support.models_help import save, tiny_llama
@@ -41,7 +42,7 @@ def test_a_reply_without_text_ends_the_wait(
     """The first token of a reply may be the one that ends it."""
     monkeypatch.setenv(trace.VARIABLE, str(tmp_path / "trace"))
     stats = TurnStats(1, 3, 0, 10, 64, 0, 0, 0.1, None, 1, 1, None, reason)
-    cli.mark_start(TurnFinished(stats, reason, "", "hello", reason == "error", "no memory"))
+    front_ends.mark_start(TurnFinished(stats, reason, "", "hello", reason == "error", "no memory"))
     assert list(trace.read_events(str(tmp_path / "trace"))) == marked
 
 

@@ -58,6 +58,7 @@ def attached(running: Running | str, session: str = "", *, new: bool = False, to
         assert engine.close(10)
 
 
-def plain(events: list[Any]) -> list[Any]:
-    """The events without the figures of memory and time."""
-    return [event for event in events if not isinstance(event, ev.StatusSampled)]
+def steady(numbered: list[tuple[int, ev.Event]]) -> bool:
+    """Whether the numbers of events have no gap and no repetition."""
+    numbers = [number for number, _ in numbered]
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True

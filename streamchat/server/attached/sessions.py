@@ -143,7 +143,7 @@ class SharedSessions:
                 newest = None if saved is None else saved.newest()
                 if newest is not None:
                     return self._shared_of(known.get(newest.id) or newest)
-                live = [each for each in known if each.is_live and each.keep]
+                live = [each for each in known if each.is_live and (each.keep or saved is None)]
                 if live:
                     return self._shared_of(max(live, key=lambda each: each.used))
                 return self._started(None, None)
