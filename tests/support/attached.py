@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -30,7 +31,7 @@ class Front(Watched):
         """Lose the connection."""
         connection = self.attached._connection
         assert connection is not None
-        connection._socket.socket.close()
+        connection._socket.socket.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

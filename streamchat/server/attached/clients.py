@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 from streamchat.attach.frames import event_text
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError
-from streamchat.base.requests import CancelFetch, Clear, FetchModel, OpenSession, Request, SetSystemPrompt, TurnRequest
+from streamchat.base.requests import (
+    CancelFetch,
+    Clear,
+    FetchModel,
+    OpenSession,
+    Request,
+    SetSystemPrompt,
+    Stop,
+    TurnRequest,
+)
 from streamchat.server.attached.host import KEPT_MODEL, NewSession, OtherSession
 from streamchat.server.attached.session import SharedSession
 from streamchat.server.attached.sessions import Placed, SharedSessions
@@ -53,11 +62,16 @@ class Client:
         self.received = number
         if isinstance(request, FetchModel):
             self._say(ev.ModelFetched(request.name, KEPT_MODEL.format(name=request.name)))
-        elif not isinstance(request, CancelFetch) and self.shared is not None:
+        elif not isinstance(request, CancelFetch | Stop) and self.shared is not None:
             if isinstance(request, TurnRequest):
                 self.unfinished.add(number)
             self.leaving |= isinstance(request, LEAVING)
             self.shared.send(request, _Numbered(self, number, self.shared))
+
+    def stop(self) -> None:
+        """Stop the running turn, or the first waiting one."""
+        if self.shared is not None:
+            self.shared.send(Stop(), _Numbered(self, 0, self.shared))
 
     def is_at(self, log: str) -> bool:
         """Return whether it looks at the session with this history."""

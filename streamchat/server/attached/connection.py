@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from contextlib import suppress
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from streamchat.attach.frames import (
+    Asked,
     Hello,
     Refusal,
     State,
@@ -21,6 +23,7 @@ from streamchat.attach.frames import (
 )
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError, WireError
+from streamchat.base.requests import Stop
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import setting_fields, spec_of
 from streamchat.server.attached.clients import Client
@@ -28,7 +31,7 @@ from streamchat.server.attached.sessions import Placed, Wish
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 32
-"""Requests of a session that wait; nothing more is read from its front ends then."""
+"""Requests of a session that wait; then those of its front ends wait in their connections, as many of each."""
 MAX_ERRORS = 16
 """Messages that are not valid, after which a connection is closed."""
 POLICY, TRY_AGAIN = 1008, 1013
@@ -48,10 +51,12 @@ class Connection:
 
     def __init__(self, socket: WebSocket, client: Client) -> None:
         self._socket, self._client = socket, client
-        self._news = asyncio.Event()
-        self._is_placed = asyncio.Event()
-        self._has_left = asyncio.Event()
-        """Set unless the front end is on its way to another session."""
+        self._news, self._has_room = asyncio.Event(), asyncio.Event()
+        self._has_room.set()
+        self._waiting: deque[Asked] = deque()
+        """Requests that are not received yet, as far as the front end knows."""
+        self._is_placed = False
+        self._tasks: list[asyncio.Task[None]] = []
         self._placed: Placed | None = None
         """A state that is not sent yet."""
         self._refusal: StreamchatError | None = None
@@ -77,15 +82,13 @@ class Connection:
         await self._socket.send_text(hello_text(hello))
         shared = client.shared
         if shared is not None and client.is_at(log) and shared.history.reaches(after):
-            self._number = after
-            self._is_placed.set()
+            self._number, self._is_placed = after, True
         elif shared is not None:
             client.sessions.describe(shared, client.place, self._refuse)
         else:
             client.sessions.find(wish, None, client.place, self._refuse)
         self.wake()
-        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
-        self._tasks = tasks
+        tasks = self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -105,14 +108,12 @@ class Connection:
 
     def show(self, placed: Placed) -> None:
         """Send a state."""
-        self._placed, self._is_lost = placed, False
-        self._is_placed.set()
+        self._placed, self._is_placed, self._is_lost = placed, True, False
         self.wake()
 
     def wake(self) -> None:
         """Look for something to send."""
-        if not self._client.leaving:
-            self._has_left.set()
+        self._start_waiting()
         self._news.set()
 
     def _refuse(self, error: StreamchatError) -> None:
@@ -123,8 +124,8 @@ class Connection:
 
     async def _read(self) -> None:
         errors = 0
-        await self._until_placed()
         while errors < MAX_ERRORS:
+            await self._has_room.wait()
             message = await self._socket.receive()
             if message["type"] != "websocket.receive":
                 return
@@ -134,24 +135,35 @@ class Connection:
             except WireError as error:
                 errors += 1
                 self._client.private.append(event_text(ev.Notice(f"the server refuses a request: {error}", "error")))
-                self.wake()
-                continue
-            self._client.take(asked.number, asked.request)
+            else:
+                self._add(asked)
             self.wake()
-            await self._until_ready()
         with suppress(RuntimeError):
             await self._socket.close(POLICY, f"{MAX_ERRORS} messages were not valid")
 
-    async def _until_placed(self) -> None:
-        await self._is_placed.wait()
+    def _add(self, asked: Asked) -> None:
+        """Let a request wait for those before it; `Stop` takes effect at once."""
+        stops = isinstance(asked.request, Stop) and asked.number > self._client.received
+        if stops:
+            self._client.stop()
+        self._waiting.append(asked)
 
-    async def _until_ready(self) -> None:
-        """Wait while the session has too many requests, or while the front end is on its way to another one."""
-        while self._client.leaving:
-            self._has_left.clear()
-            await self._has_left.wait()
-        while self._client.shared is not None and self._client.shared.waiting >= MAX_WAITING:
-            await asyncio.sleep(0.05)
+    def _start_waiting(self) -> None:
+        """Carry out requests, unless the session has too many, or the front end is on its way to another one."""
+        client = self._client
+        while (
+            self._waiting
+            and self._is_placed
+            and not client.leaving
+            and client.shared is not None
+            and client.shared.waiting < MAX_WAITING
+        ):
+            asked = self._waiting.popleft()
+            client.take(asked.number, asked.request)
+        if len(self._waiting) < MAX_WAITING:
+            self._has_room.set()
+        else:
+            self._has_room.clear()
 
     # --- events -----------------------------------------------------------------------------------------------
 
@@ -177,7 +189,7 @@ class Connection:
             self._number, self._acknowledged = placed.number, client.received
             return [*texts, self._state(placed), received_text(client.received)]
         shared = client.shared
-        if shared is None or not self._is_placed.is_set() or self._is_lost:
+        if shared is None or not self._is_placed or self._is_lost:
             return texts
         if self._acknowledged != client.received:
             self._acknowledged = client.received

@@ -98,7 +98,7 @@ class SharedSession:
     def send(self, request: Request, sender: Sender) -> None:
         """Carry out a request after those before it; `Stop` takes effect at once."""
         if isinstance(request, Stop):
-            self._parts.scheduler.submit(lambda: self._stop(sender))
+            self._parts.scheduler.submit(self._stop)
             return
         job = Job(request)
         self._jobs.append(job)
@@ -119,7 +119,7 @@ class SharedSession:
         if self.history.add(event):
             self._changed()
 
-    def _stop(self, sender: Sender) -> None:
+    def _stop(self) -> None:
         owner = self._parts.claims.owner_of(self.session)
         if owner is not None and (not isinstance(owner, Job) or isinstance(owner.request, TurnRequest)):
             owner.cancelled.set()  # the running turn, also one of an API client
@@ -128,7 +128,6 @@ class SharedSession:
             if waiting is not None:
                 waiting.cancelled.set()
         self._parts.scheduler.wake()
-        sender.done(moves=False)
 
     def _work(self, job: Job, sender: Sender) -> None:
         self._parts.scheduler.wait(lambda: self._jobs[0] is job and not self.session.is_busy)
