@@ -62,7 +62,7 @@ DESCRIPTION = (
     f"conversation: {summaries(METHODS.split(','))}. "
     "--ui: delay from a key press to the screen while a reply streams (p50, p95), decode speed in the app and "
     "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token, in parts, "
-    "and compared with `import torch`. --memory: peak memory of a chat, and of llama.cpp (if llama-cpp-python is "
+    "compared with `import torch`, and of `streamchat attach`. --memory: peak memory of a chat, and of llama.cpp (if llama-cpp-python is "
     "installed). --resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of "
     "the engine and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. "
     "--speculative: tokens per second with and without speculation, on text that repeats and on prose. --busy: time "
