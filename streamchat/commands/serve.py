@@ -26,9 +26,9 @@ if TYPE_CHECKING:  # needs the optional libraries
 HELP = "serve endless chats through OpenAI's API"
 DESCRIPTION = (
     "Serves one model at http://HOST:PORT/v1: POST chat/completions and responses, GET models; /metrics has figures. "
-    "Every conversation is a saved session, whose cache never exceeds its budget and is not prefilled again. Needs the "
-    "extra streamchat[server]. Ctrl+C or SIGTERM stops the replies, saves the sessions, and ends "
-    "with exit code 0."
+    "Every conversation is a saved session, whose cache never exceeds its budget and is not prefilled again. "
+    "`streamchat attach` opens one in a terminal. Needs the extra streamchat[server]. Ctrl+C or SIGTERM stops the "
+    "replies, saves the sessions, and ends with exit code 0."
 )
 _DEFAULTS = Options()
 MAX_SECONDS = 86_400
