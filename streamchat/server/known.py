@@ -17,6 +17,7 @@ from streamchat.server.calls import Exchange
 _KEY = os.urandom(16)  # so that nobody can prepare two texts with the same digest
 _HALF = 8
 _ID = re.compile(r"(?:resp_)?([a-z0-9]{1,32})_([0-9]{1,9})_([0-9a-z]{1,16})", re.ASCII)
+_UNSAVED = re.compile(r"x[0-9a-f]{24}", re.ASCII)
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _clock = itertools.count(1)
 
@@ -95,7 +96,7 @@ class KnownSession:
     scope: str = ""
     keep: bool = True
     id: str = field(default_factory=lambda: f"x{secrets.token_hex(12)}")
-    """The id of the saved session; one that begins with x while it is not saved."""
+    """The id of the saved session; x and 24 digits while it is not saved."""
     keys: list[bytes] = field(default_factory=list)
     """The digest of each turn; change it with `add_turn`, `set_turns`, and `cut_after`."""
     stamps: dict[int, str] = field(default_factory=dict)
@@ -132,8 +133,8 @@ class KnownSession:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the store has it."""
-        return not self.id.startswith("x")
+        """Whether the store has it, whose ids are shorter."""
+        return _UNSAVED.fullmatch(self.id) is None
 
     def touch(self) -> None:
         """Note that it is used now."""

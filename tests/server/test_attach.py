@@ -294,3 +294,36 @@ def test_without_a_store_the_live_session_is_found_and_a_lost_one_is_reported() 
         front.turn("and now?")
         assert front.of(ev.ConversationCleared)
         assert "not saved" in front.of(ev.Notice)[-1].text
+
+
+def history(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    """The messages of these turns."""
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
+
+
+def test_a_front_end_sees_what_the_api_undoes_and_the_api_what_a_front_end_undoes(api: Running, front: Front) -> None:
+    first = front.turn("the one that stays").reply
+    front.turn("the one that is undone")
+    front.engine.send(Undo())
+    front.wait(ev.TurnUndone)
+    asked = [*history(("the one that stays", first)), {"role": "user", "content": "a client's"}]
+    api.complete(asked)
+    api.complete(asked)  # another reply to the same message
+    front.wait(ev.TurnFinished, 4)
+    assert [event.turn for event in front.of(ev.TurnStarted)] == [1, 2, 2, 2]
+    assert [event.text for event in front.of(ev.TurnUndone)] == ["the one that is undone", "a client's"]
+
+
+def test_settings_of_a_session_survive_its_seat(tmp_path: Path) -> None:
+    from streamchat.server.options import Options
+
+    with serving(tmp_path, options=Options(port=0, live=1)) as server, attached(server, new=True) as front:
+        front.engine.send(SetOption("max_new_tokens", 3))
+        reply = front.turn("hello").reply
+        server.complete([{"role": "user", "content": "needs the only seat"}])
+        assert front.turn("short again").stats.new_tokens == 3
+        asked = [*history(("hello", reply), ("short again", front.of(ev.TurnFinished)[-1].reply))]
+        answer = server.complete([*asked, {"role": "user", "content": "of a client"}])
+        assert answer["usage"]["completion_tokens"] == 3
+        assert front.wait(ev.TurnFinished, 3).text == "of a client"
