@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -24,15 +25,22 @@ from streamchat.attach.frames import (
 from streamchat.attach.pending import PendingRequests
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
-from streamchat.base.requests import Request, ResetOption, SetOption
+from streamchat.base.formatting import human_bytes
+from streamchat.base.requests import Request, ResetOption, SetOption, TurnRequest
+from streamchat.base.wire import to_json
 from streamchat.config.loader import Configuration, check_live, check_value
 from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
+from streamchat.engine.missing_turn import missing_turn
 
 _log = logging.getLogger(__name__)
 FIRST_WAIT_S, MAX_WAIT_S = 0.1, 5.0
 """The first and the longest pause between two attempts to connect again; each is twice the one before."""
 SOON_S = 0.3
 """How long the session may take before the front end says that it waits."""
+RECEIVED_S = 0.5
+"""How long leaving waits for the server to receive the last requests."""
+ENVELOPE = 100
+"""Bytes of a message besides its request."""
 INTERFACE = "interface"
 """Section of the settings of this front end; all others are those of the session."""
 
@@ -120,6 +128,9 @@ class AttachedEngine:
         if isinstance(request, SetOption | ResetOption) and self._is_own(request.name):
             self._change_own(request)
             return
+        if refusal := self._refusal(request):
+            self._publish(refusal)
+            return
         with self._lock:
             asked = self._pending.add(request)
             if self._connection is not None and self._has_state:
@@ -127,6 +138,7 @@ class AttachedEngine:
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Leave the session, which goes on; return whether the thread ended in time."""
+        self._wait_received()
         self._closing.set()
         with self._lock:
             if self._connection is not None:
@@ -134,6 +146,21 @@ class AttachedEngine:
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def _wait_received(self) -> None:
+        """Wait a moment until the server has received what was sent."""
+        deadline = time.monotonic() + RECEIVED_S
+        while time.monotonic() < deadline and self._connection is not None and self._pending.unreceived():
+            time.sleep(0.01)
+
+    def _refusal(self, request: Request) -> ev.Event | None:
+        """Return what follows a request that is too long to be sent; None if it is not."""
+        length, limit = len(to_json(request).encode()), 0 if self.hello is None else self.hello.max_request
+        if not limit or length <= limit - ENVELOPE:
+            return None
+        why = f"the message has {human_bytes(length)}, and the server accepts {human_bytes(limit)}; send less"
+        text = getattr(request, "text", "")
+        return missing_turn(text, why) if isinstance(request, TurnRequest) else ev.Notice(why, "warning")
 
     @property
     def unsent(self) -> list[str]:

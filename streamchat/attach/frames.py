@@ -40,6 +40,8 @@ class Hello:
     server: str
     """Name and version of the program."""
     model: str
+    max_request: int
+    """Maximum length of a request, in bytes."""
     store: str = ""
     """Identifies the database of saved sessions; '' if nothing is saved."""
 

@@ -193,7 +193,7 @@ class ApiServer:
         if self._attached is not None:
             from streamchat.server.attached.endpoint import AttachEndpoint
 
-            attach = AttachEndpoint(self.model, self._attached, access)
+            attach = AttachEndpoint(self.model, self._attached, access, self._options.limits.body_bytes)
         info = self.model.info
         assert info is not None
         options, settings = self._options, self._configuration.settings

@@ -31,7 +31,7 @@ NOTICE = ev.Notice('a "text"\nof two lines \u2028 \x9b', "warning")
 def test_messages_arrive_as_they_were_sent() -> None:
     state = State("log", 7, "abc", {"temperature": 0.5}, {"temperature": "/set"}, (3, 4), (NOTICE, ev.EngineClosed()))
     for text, meant in (
-        (hello_text(Hello(1, "streamchat 1", "tiny", "id")), Hello(1, "streamchat 1", "tiny", "id")),
+        (hello_text(Hello(1, "streamchat 1", "tiny", 9, "id")), Hello(1, "streamchat 1", "tiny", 9, "id")),
         (refusal_text(Refusal("no", 5)), Refusal("no", 5)),
         (state_text(state), state),
         (event_text(NOTICE, 8), Numbered(8, NOTICE)),
@@ -52,7 +52,10 @@ def test_messages_arrive_as_they_were_sent() -> None:
         ('{"number": "1", "event": {}}', "1 is not a number of a message"),
         ('{"event": {"type": "Newer"}}', "'Newer' is not a type of event"),
         ('{"state": {}}', "a state needs the field 'events'"),
-        ('{"hello": {"version": "1", "server": "", "model": ""}}', "Hello.version = '1' is not valid"),
+        (
+            '{"hello": {"version": "1", "server": "", "model": "", "max_request": 1}}',
+            "Hello.version = '1' is not valid",
+        ),
         ('{"refused": {"message": "x"}}', "Refusal needs the field 'exit_code'"),
     ],
 )

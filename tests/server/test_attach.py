@@ -315,6 +315,27 @@ def test_a_front_end_sees_what_the_api_undoes_and_the_api_what_a_front_end_undoe
     assert [event.text for event in front.of(ev.TurnUndone)] == ["the one that is undone", "a client's"]
 
 
+def test_turns_of_another_program_are_shown(tmp_path: Path) -> None:
+    """The session leaves its seat, an embedded chat continues it, and a front end that stayed attached goes on."""
+    from streamchat.server.options import Options
+
+    with serving(tmp_path, options=Options(port=0, live=1)) as server, attached(server, new=True) as front:
+        front.turn("hello")
+        server.complete([{"role": "user", "content": "needs the only seat"}])
+        store = tmp_path / "sessions.db"
+        with running(store=store, session=front.attached.session) as embedded:
+            embedded.wait(ev.ModelReady)
+            embedded.turn("elsewhere")
+            front.engine.send(Submit("too early"))
+            failed = front.wait(ev.TurnFinished, 2)
+            assert failed.rolled_back
+            assert failed.text == "too early"
+            assert "is open in another streamchat process" in failed.message
+        assert front.turn("and here").stats.turn == 3
+        [resumed] = front.of(ev.ConversationResumed)
+        assert [turn.text for turn in resumed.turns] == ["hello", "elsewhere"]
+
+
 def test_settings_of_a_session_survive_its_seat(tmp_path: Path) -> None:
     from streamchat.server.options import Options
 

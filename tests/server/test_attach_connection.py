@@ -16,6 +16,7 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode
 from streamchat.base.requests import Clear, SetOption, Stop, Submit
 from streamchat.server.attached import connection as served
+from streamchat.server.limits import Limits
 from streamchat.server.options import Options
 from streamchat.store.store import Store
 from tests.support.api_server import Running, serving
@@ -173,6 +174,30 @@ def test_clear_moves_a_front_end_whose_connection_is_lost(front: Front) -> None:
     front.turn("second")
     assert front.attached.session not in ("", before)
     assert front.of(ev.TurnFinished)[-1].stats.turn == 1
+
+
+def test_a_message_that_is_too_long_comes_back(tmp_path: Path) -> None:
+    options = Options(port=0, limits=Limits(body_bytes=20_000))
+    with serving(tmp_path, options=options) as server, attached(server, new=True) as front:
+        front.engine.send(Submit("ä" * 12_000))
+        refused = front.wait(ev.TurnFinished)
+        assert refused.rolled_back
+        assert refused.text == "ä" * 12_000
+        assert "the server accepts 20.0 kB; send less" in refused.message
+        assert not front.engine.busy
+        assert front.turn("short").reply
+        assert not front.of(ev.ConnectionChanged)
+
+
+def test_leaving_waits_until_a_message_has_arrived(api: Running) -> None:
+    with attached(api, new=True) as front:
+        front.turn("first")
+        front.engine.send(Submit("the last one"))
+    assert front.attached.unsent == []
+    with attached(api, front.attached.session) as again:
+        if len(again.of(ev.ConversationResumed)[0].turns) < 2:
+            again.wait(ev.TurnFinished)
+        assert again.turn("and now?").stats.turn == 3
 
 
 # --- a slow front end ---------------------------------------------------------------------------------------------

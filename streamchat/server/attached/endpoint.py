@@ -32,10 +32,11 @@ class AttachEndpoint:
         model: The model's thread; the model is loaded.
         sessions: The sessions that front ends look at.
         access: Who may connect.
+        max_request: Maximum length of a request, in bytes.
     """
 
-    def __init__(self, model: ModelThread, sessions: SharedSessions, access: Access) -> None:
-        self._model, self._sessions, self._access = model, sessions, access
+    def __init__(self, model: ModelThread, sessions: SharedSessions, access: Access, max_request: int) -> None:
+        self._model, self._sessions, self._access, self._max_request = model, sessions, access, max_request
         self._clients = Clients(sessions)
         sessions.wake, sessions.is_viewed = self._wake, self._is_viewed
 
@@ -72,7 +73,8 @@ class AttachEndpoint:
     def _hello(self) -> Hello:
         info, saved = self._model.info, self._model.saved
         assert info is not None
-        return Hello(VERSION, f"streamchat {__version__}", info.name, "" if saved is None else saved.identity)
+        identity = "" if saved is None else saved.identity
+        return Hello(VERSION, f"streamchat {__version__}", info.name, self._max_request, identity)
 
     def _wake(self, shared: SharedSession) -> None:
         for client in self._clients.connected():

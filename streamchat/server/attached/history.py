@@ -11,7 +11,7 @@ from streamchat.attach.frames import event_text
 from streamchat.base import events as ev
 
 MAX_EVENTS = 4096
-MAX_CHARACTERS = 4_000_000
+MAX_CHARACTERS = 2_000_000
 """Maximum length of the events that are kept; the newest one is always kept."""
 
 

@@ -178,9 +178,12 @@ class SharedSession:
         is_lost = is_new and bool(session.keys)
         if is_new:
             session.cut_after(0)
+        was_live, before = session.is_live, list(session.keys)
         seat = self._parts.live.seat_of(session, self._parts.closing, is_new=is_new)
         if is_new:
             self._parts.known.add(session)
+        if before and not was_live and not is_new and session.keys != before:
+            self.publish(seat.describe())  # another program has continued it
         if is_lost:
             self.publish(
                 ev.ConversationCleared(self.configuration.settings.system_prompt, seat.conversation.state().pinned)

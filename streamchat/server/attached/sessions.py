@@ -20,7 +20,7 @@ from streamchat.server.model_thread import ModelThread
 from streamchat.sessions.settings import resumed_configuration
 
 _log = logging.getLogger(__name__)
-MAX_IDLE = 64
+MAX_IDLE = 16
 """Sessions without a front end whose history is kept, for front ends that lost their connection."""
 
 
