@@ -88,3 +88,16 @@ def test_saved_sessions_of_another_machine_are_not_mixed_up_with_those_of_this_o
     done = piped("hello\n/recall hello\n/sessions\n/title\n", api.base, "--new")
     assert done.returncode == ExitCode.FAILURE
     assert done.stderr.count("on the machine of its server") == 3
+
+
+def test_the_server_says_how_to_attach(api: Running, tmp_path: Path) -> None:
+    from streamchat.commands.serve import _attach_command
+    from streamchat.server.options import Options
+
+    assert _attach_command(api.server, Options()) == f"streamchat attach {api.base}"
+    options = Options(port=0, token_file=tmp_path / "token")
+    with serving(tmp_path, options=options) as server:
+        said = _attach_command(server.server, options)
+        assert said == f"streamchat attach {server.base} --token-file {tmp_path / 'token'}"
+        done = piped("hello\n", *said.split()[2:], "--new")
+        assert done.returncode == ExitCode.OK, done.stderr

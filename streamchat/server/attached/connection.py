@@ -174,6 +174,7 @@ class Connection:
             while texts := self._next():
                 for text in texts:
                     await self._socket.send_text(text)
+                    await asyncio.sleep(0)  # so that a connection that is lost is noticed before the next one
             if self._refusal is not None:
                 refusal = Refusal(str(self._refusal), int(self._refusal.exit_code))
                 await self._socket.send_text(refusal_text(refusal))
