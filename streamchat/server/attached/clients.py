@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from streamchat.attach.frames import event_text
 from streamchat.base import events as ev
@@ -23,14 +23,27 @@ from streamchat.server.attached.host import KEPT_MODEL, NewSession, OtherSession
 from streamchat.server.attached.session import SharedSession
 from streamchat.server.attached.sessions import Placed, SharedSessions
 
-if TYPE_CHECKING:
-    from streamchat.server.attached.connection import Connection
-
 MAX_CLIENTS = 1000
 MAX_PRIVATE = 256
 """Private messages that wait for a front end; older ones are dropped."""
 LEAVING = (Clear, SetSystemPrompt, OpenSession)
 """Requests after which a front end may go on in another session."""
+
+
+class Link(Protocol):
+    """The connection of a front end."""
+
+    def show(self, placed: Placed) -> None:
+        """Send a state."""
+        ...
+
+    def wake(self) -> None:
+        """Look for something to send, or to do."""
+        ...
+
+    def end(self) -> None:
+        """End the connection."""
+        ...
 
 
 @dataclass(eq=False)
@@ -52,7 +65,7 @@ class Client:
     """Numbers of its turns that run or wait."""
     leaving: bool = False
     """Whether a request may still move it to another session; later requests wait."""
-    connection: Connection | None = None
+    connection: Link | None = None
     private: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_PRIVATE))
 
     def take(self, number: int, request: Request) -> None:
