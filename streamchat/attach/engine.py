@@ -6,10 +6,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from streamchat.attach.address import Address
 from streamchat.attach.connection import AttachError, Connection
@@ -23,13 +21,13 @@ from streamchat.attach.frames import (
     request_text,
 )
 from streamchat.attach.pending import PendingRequests
+from streamchat.attach.settings import SharedSettings, is_own
 from streamchat.base import events as ev
-from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import human_bytes
 from streamchat.base.requests import Request, ResetOption, SetOption, TurnRequest
 from streamchat.base.wire import to_json
-from streamchat.config.loader import Configuration, check_live, check_value
-from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from streamchat.engine.missing_turn import missing_turn
 
 _log = logging.getLogger(__name__)
@@ -41,8 +39,6 @@ RECEIVED_S = 0.5
 """How long leaving waits for the server to receive the last requests."""
 ENVELOPE = 100
 """Bytes of a message besides its request."""
-INTERFACE = "interface"
-"""Section of the settings of this front end; all others are those of the session."""
 
 
 class AttachedEngine:
@@ -66,7 +62,7 @@ class AttachedEngine:
         connect: Callable[[Address, dict[str, str]], Connection] = Connection,
     ) -> None:
         self.address = address
-        self._configuration, self._connect = configuration, connect
+        self._settings, self._connect = SharedSettings(configuration), connect
         self._id = secrets.token_hex(16)
         self.session = session
         """Id of the session, once there is a saved one."""
@@ -87,11 +83,11 @@ class AttachedEngine:
     @property
     def settings(self) -> Settings:
         """The settings of the session, and those of this front end's interface."""
-        return self._configuration.settings
+        return self._settings.configuration.settings
 
     def origin(self, name: str) -> str:
         """Return where the value of a setting came from."""
-        return self._configuration.origin(name)
+        return self._settings.configuration.origin(name)
 
     @property
     def busy(self) -> bool:
@@ -125,8 +121,8 @@ class AttachedEngine:
 
     def send(self, request: Request) -> None:
         """Send a request, now or when the connection works again."""
-        if isinstance(request, SetOption | ResetOption) and self._is_own(request.name):
-            self._change_own(request)
+        if isinstance(request, SetOption | ResetOption) and is_own(request.name):
+            self._publish(self._settings.change(request))
             return
         if refusal := self._refusal(request):
             self._publish(refusal)
@@ -286,7 +282,7 @@ class AttachedEngine:
         is_first, is_other = not self._log_id, self._log_id not in ("", state.log)
         self._log_id, self._number, self._is_new = state.log, state.number, self._is_new and not state.session
         self.session = state.session
-        self._use(state.settings, state.origins)
+        self._settings.use(state.settings, state.origins)
         with self._lock:
             ends = self._pending.ends_before(state.events, state.unfinished)
         for event in ends:
@@ -302,9 +298,8 @@ class AttachedEngine:
 
     def _apply(self, event: ev.Event) -> None:
         match event:
-            case ev.SettingChanged(name=name, value=value) if not self._is_own(name):
-                origin = "the default" if value == default_of(name) else "/set"
-                self._use({name: value}, {name: origin})
+            case ev.SettingChanged():
+                self._settings.follow(event)
             case ev.SessionOpened(session=session):
                 self.session = session
             case ev.TurnFinished():
@@ -325,39 +320,3 @@ class AttachedEngine:
                 sink(event)
             except Exception:
                 _log.exception("a subscriber failed on %s", type(event).__name__)
-
-    # --- settings ---------------------------------------------------------------------------------------------
-
-    def _is_own(self, name: str) -> bool:
-        return name in setting_fields() and spec_of(name).section == INTERFACE
-
-    def _use(self, settings: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-        """Use settings of the session; those that this version does not know are left out."""
-        values: dict[str, Any] = {}
-        for name, value in settings.items():
-            if name in setting_fields() and not self._is_own(name):
-                with suppress(ConfigError):
-                    values[name] = check_value(name, value, "the server")
-        before = self._configuration
-        kept = {name: origin for name, origin in before.origins.items() if name not in values}
-        self._configuration = replace(
-            before,
-            settings=replace(before.settings, **values),
-            origins=kept | {name: origins[name] for name in values if name in origins},
-        )
-
-    def _change_own(self, request: SetOption | ResetOption) -> None:
-        """Change a setting of this front end."""
-        name = request.name
-        try:
-            check_live(name)
-            if isinstance(request, SetOption):
-                change: dict[str, Any] = {name: check_value(name, request.value, "/set")}
-                changed = replace(self._configuration, settings=replace(self.settings, **change))
-                self._configuration = changed.with_origin(name, "/set")
-            else:
-                self._configuration = self._configuration.without(name)
-        except ConfigError as error:
-            self._publish(ev.Notice(str(error), "warning"))
-            return
-        self._publish(ev.SettingChanged(name, getattr(self.settings, name)))
