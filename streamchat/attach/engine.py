@@ -133,7 +133,7 @@ class AttachedEngine:
                 self._connection.send(request_text(asked))
 
     def close(self, timeout_s: float = 2.0) -> bool:
-        """Leave the session, which goes on; return whether the thread ended in time."""
+        """Leave the session, which continues; return whether the thread ended in time."""
         self._wait_received()
         self._closing.set()
         with self._lock:
@@ -229,7 +229,7 @@ class AttachedEngine:
     def _connect_again(self) -> bool:
         """Connect again, as often as needed; return False if the front end leaves."""
         self._was_lost = True
-        self._publish(ev.ConnectionChanged(False, "the server is gone"))
+        self._publish(ev.ConnectionChanged(False, "the server does not answer"))
         pause = FIRST_WAIT_S
         while not self._closing.wait(pause):
             try:

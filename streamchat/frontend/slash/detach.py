@@ -1,4 +1,4 @@
-"""The slash command `/detach`: leave a chat on a server, which goes on there."""
+"""The slash command `/detach`: leave a chat on a server, which continues there."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ MAX_CLIENTS = 1000
 MAX_PRIVATE = 256
 """Private messages that wait for a front end; older ones are dropped."""
 LEAVING = (Clear, SetSystemPrompt, OpenSession)
-"""Requests after which a front end may go on in another session."""
+"""Requests after which a front end may move to another session."""
 
 
 class Link(Protocol):
@@ -130,7 +130,7 @@ class _Numbered:
     def done(self, *, moves: bool) -> None:
         self.client.sessions.post(self.client._done, self.number, moves)
 
-    def go_on_in(self, wish: NewSession | OtherSession) -> None:
+    def move(self, wish: NewSession | OtherSession) -> None:
         client, sessions = self.client, self.client.sessions
         sessions.post(lambda: sessions.find(wish, self.shared, client.place, client.stay))
 

@@ -42,7 +42,7 @@ class Connection:
     """Connects one front end with its session. Used on the event loop's thread.
 
     A session's events are kept once for all of its front ends, and each connection knows where it is: a slow one
-    delays nobody, needs no memory of its own, and gets the whole state again if it falls too far behind.
+    does not delay others, needs no memory of its own, and gets the whole state again if it falls too far behind.
 
     Args:
         socket: The accepted WebSocket.

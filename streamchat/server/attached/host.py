@@ -20,7 +20,7 @@ KEPT_MODEL = "the model belongs to the server; to change it, start `streamchat s
 
 @dataclass(frozen=True)
 class NewSession:
-    """The front end wants to go on in a new session."""
+    """The front end wants to move to a new session."""
 
     system_prompt: str | None
     """None for that of the session."""
@@ -28,7 +28,7 @@ class NewSession:
 
 @dataclass(frozen=True)
 class OtherSession:
-    """The front end wants to go on in a saved session."""
+    """The front end wants to move to a saved session."""
 
     name: str
     """Its id, or the start of it."""
@@ -62,7 +62,7 @@ class SeatHost(LiveSettings):
         self._given_advice, self._tell = advice, tell
         self.pin_next = False
         self.wish: NewSession | OtherSession | None = None
-        """Where the front end wants to go on; None for here."""
+        """Where the front end wants to move; None if it stays."""
 
     @property
     def active(self) -> StartedConversation:
@@ -79,11 +79,11 @@ class SeatHost(LiveSettings):
         return self._given_advice
 
     def start_over(self, *, system_prompt: str | None = None) -> None:
-        """Let the front end go on in a new session."""
+        """Move the front end to a new session."""
         self.wish = NewSession(system_prompt)
 
     def open_session(self, session: str, agreed_model: str = "") -> None:
-        """Let the front end go on in a saved session."""
+        """Move the front end to a saved session."""
         self.wish = OtherSession(session)
 
     def switch_model(self, name: str) -> None:

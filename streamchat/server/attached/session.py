@@ -40,10 +40,10 @@ class Sender(Protocol):
         ...
 
     def done(self, *, moves: bool) -> None:
-        """Note that the request has been carried out, after all of its events. `go_on_in` follows if it `moves`."""
+        """Note that the request has been carried out, after all of its events. `move` follows if it `moves`."""
         ...
 
-    def go_on_in(self, wish: NewSession | OtherSession) -> None:
+    def move(self, wish: NewSession | OtherSession) -> None:
         """Let it leave this session for another one."""
         ...
 
@@ -147,7 +147,7 @@ class SharedSession:
             self._jobs.popleft()
             sender.done(moves=wish is not None)
         if wish is not None:
-            sender.go_on_in(wish)
+            sender.move(wish)
 
     def _carry_out(self, job: Job, sender: Sender) -> NewSession | OtherSession | None:
         seat = self._seat()

@@ -187,7 +187,7 @@ class SharedSessions:
             del self._shared[shared.session]
 
     def _configuration_of(self, session: KnownSession) -> Configuration:
-        """Return the settings of a session: those of the server, and those that the session was led with."""
+        """Return the settings of a session: those of the server, and those that the session was run with."""
         base, saved = self._model.configuration, self._model.saved
         if session.system is not None:
             base = replace(base, settings=replace(base.settings, system_prompt=session.system))
