@@ -75,7 +75,9 @@ class AttachedEngine:
         self._connection: Connection | None = None
         self._messages: Iterator[FromServer] = iter(())
         self._closing = threading.Event()
-        self._has_state = self._was_lost = False
+        self._has_state = False
+        self._lost_for, self._pause_s = "", FIRST_WAIT_S
+        """Why the connection was lost; '' if it works. And the pause before the next attempt."""
         self._thread = threading.Thread(target=self._run, name="streamchat-attach", daemon=True)
 
     # --- ChatEngine -------------------------------------------------------------------------------------------
@@ -196,15 +198,9 @@ class AttachedEngine:
             if self._connection is None:
                 self.connect()
             while True:
-                waiting = threading.Timer(SOON_S, self._say_waiting)
-                waiting.daemon = True
-                waiting.start()
-                try:
-                    self._receive()
-                finally:
-                    waiting.cancel()
+                reason = self._receive()
                 self._lose()
-                if self._closing.is_set() or not self._connect_again():
+                if self._closing.is_set() or not self._connect_again(reason):
                     break
         except AttachError as error:
             self._publish(ev.EngineFailed(error.title, str(error), int(error.exit_code)))
@@ -214,11 +210,27 @@ class AttachedEngine:
         finally:
             self._publish(ev.EngineClosed())
 
-    def _receive(self) -> None:
-        for message in self._messages:
-            if self._closing.is_set():
-                return
-            self._take(message)
+    def _receive(self) -> str:
+        """Receive messages until the connection ends; return why it did.
+
+        Raises:
+            AttachError: The front end cannot be attached, now or at all.
+        """
+        waiting = threading.Timer(SOON_S, self._say_waiting)
+        waiting.daemon = True
+        waiting.start()
+        try:
+            for message in self._messages:
+                if self._closing.is_set():
+                    break
+                self._take(message)
+        except AttachError as error:
+            if error.is_final or not self._log_id:
+                raise
+            return str(error)  # it was attached, so trying again may help
+        finally:
+            waiting.cancel()
+        return "the server does not answer"
 
     def _lose(self) -> None:
         with self._lock:
@@ -226,19 +238,19 @@ class AttachedEngine:
         if connection is not None:
             connection.close()
 
-    def _connect_again(self) -> bool:
+    def _connect_again(self, reason: str) -> bool:
         """Connect again, as often as needed; return False if the front end leaves."""
-        self._was_lost = True
-        self._publish(ev.ConnectionChanged(False, "the server does not answer"))
-        pause = FIRST_WAIT_S
-        while not self._closing.wait(pause):
+        if reason != self._lost_for:
+            self._lost_for = reason
+            self._publish(ev.ConnectionChanged(False, reason))
+        while not self._closing.wait(self._pause_s):
+            self._pause_s = min(2 * self._pause_s, MAX_WAIT_S)
             try:
                 self.connect()
             except AttachError as error:
                 if error.is_final:
                     raise
                 _log.info("not connected: %s", error)
-                pause = min(2 * pause, MAX_WAIT_S)
             else:
                 return not self._closing.is_set()
         return False
@@ -273,8 +285,9 @@ class AttachedEngine:
             if is_first and self._connection is not None:
                 for asked in self._pending.unreceived():
                     self._connection.send(request_text(asked))
-        if is_first and self._was_lost:
-            self._was_lost = False
+        self._pause_s = FIRST_WAIT_S
+        if is_first and self._lost_for:
+            self._lost_for = ""
             self._publish(ev.ConnectionChanged(True))
 
     def _show(self, state: State) -> None:
@@ -291,7 +304,7 @@ class AttachedEngine:
             is_redundant = ev.ConversationCleared if is_first else ev.ModelReady
             if not isinstance(event, is_redundant):
                 self._publish(event)
-        if is_other and self._was_lost:
+        if is_other and self._lost_for:
             self._publish(
                 ev.Notice("The server was restarted; requests that were waiting there were not carried out.", "warning")
             )

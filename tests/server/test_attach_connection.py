@@ -20,6 +20,7 @@ from streamchat.server.limits import Limits
 from streamchat.server.options import Options
 from streamchat.store.store import Store
 from tests.support.api_server import Running, serving
+from tests.support.real_engine import running
 from tests.support.tiny_process import free_port, process
 
 pytest.importorskip("websockets", reason="the package websockets is not installed")
@@ -325,6 +326,24 @@ def _notice(socket: Any) -> str:
         message = json.loads(socket.recv(timeout=30))
         if set(message) == {"event"} and message["event"]["type"] == "Notice":
             return str(message["event"]["text"])
+
+
+def test_a_session_that_another_program_has_open_is_tried_again(tmp_path: Path) -> None:
+    """After a restart, the front end waits until the program that has its session now closes it."""
+    port = free_port()
+    with serving(tmp_path, options=Options(port=port)) as server:
+        entered = attached(server, new=True)
+        front = entered.__enter__()
+        front.turn("hello")
+    front.wait(ev.ConnectionChanged)
+    with running(store=tmp_path / "sessions.db", session=front.attached.session) as embedded:
+        embedded.wait(ev.ModelReady)
+        with serving(tmp_path, options=Options(port=port)):
+            assert "is open in another streamchat process" in front.wait(ev.ConnectionChanged, 2).reason
+            assert embedded.engine.close(30)
+            assert front.wait(ev.ConnectionChanged, 3).works
+            assert front.turn("and now?").stats.turn == 2
+            entered.__exit__(None, None, None)
 
 
 # --- a server that is killed --------------------------------------------------------------------------------------
