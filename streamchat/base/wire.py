@@ -51,7 +51,7 @@ def request_from_json(text: str | bytes) -> Request:
     """
     if len(text) > MAX_REQUEST:
         raise WireError(f"a request has {len(text):,} characters; the limit is {MAX_REQUEST:,}")
-    return cast(Request, _message("request", REQUESTS, text))
+    return request_from_record(decoded("request", text))
 
 
 def event_from_json(text: str | bytes) -> Event:
@@ -60,7 +60,17 @@ def event_from_json(text: str | bytes) -> Event:
     Raises:
         WireError: It is not JSON, or not a valid event.
     """
-    return cast(Event, _message("event", EVENTS, text))
+    return event_from_record(decoded("event", text))
+
+
+def request_from_record(record: object) -> Request:
+    """Return the request that a decoded JSON object is; raises WireError."""
+    return cast(Request, _message("request", REQUESTS, record))
+
+
+def event_from_record(record: object) -> Event:
+    """Return the event that a decoded JSON object is; raises WireError."""
+    return cast(Event, _message("event", EVENTS, record))
 
 
 def from_record(kind: type[Record], record: object, where: str = "") -> Record:
@@ -87,16 +97,20 @@ def from_record(kind: type[Record], record: object, where: str = "") -> Record:
     return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in record.items()})
 
 
-def _message(what: str, kinds: Mapping[str, type[Any]], text: str | bytes) -> Any:
+def decoded(what: str, text: str | bytes) -> Any:
+    """Return the JSON value of `text`, which is called `what` in errors; raises WireError."""
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
-        record = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except RecursionError:
         raise WireError(f"a {what} is nested too deeply") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WireError(f"a {what} must be a JSON object in UTF-8 ({short(error)})") from None
     except ValueError:
         raise WireError(f"a {what} has a number with too many digits; whole numbers have 64 bits") from None
+
+
+def _message(what: str, kinds: Mapping[str, type[Any]], record: object) -> Any:
     if not isinstance(record, dict):
         raise _wrong(f"a {what}", record, "an object")
     name = record.pop("type", None)

@@ -13,11 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from streamchat.base import child_processes
 from streamchat.base.errors import StreamchatError
 from streamchat.base.progress import Progress
+from streamchat.benchmarks.attaching import can_attach, server
 from streamchat.benchmarks.figures import sample_rounds, spread, summary
 from streamchat.benchmarks.loading import SETTINGS, machine
 from streamchat.config import loader
@@ -31,6 +33,7 @@ TIMEOUT_S = 300.0
 PAINT, READY, TOKEN = trace.PAINT, trace.READY, trace.TOKEN
 QUIT = b"\x11"
 IMPORT_TORCH, PIPE = "import torch", "first token in a pipe"
+ATTACHED_PAINT, ATTACHED_TOKEN, ATTACHED = "attached: paint", "attached: token", "attached: paint to token"
 
 STAGES = {
     "python": "an empty Python",
@@ -41,6 +44,9 @@ STAGES = {
     READY: "model ready",
     TOKEN: "first token of a reply to an immediate message",
     PIPE: "first token of a reply in a pipe",
+    ATTACHED_PAINT: "streamchat attach: first paint of the app",
+    ATTACHED_TOKEN: "streamchat attach: first token of a reply to an immediate message",
+    ATTACHED: "streamchat attach: from first paint to first token",
 }
 PARTS = {
     PAINT: "Python, the app's own imports, first paint",
@@ -66,7 +72,8 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
     given = {name: getattr(args, name, None) for name in SETTINGS}
     arguments = [f"{loader.flag_of(name)}={value}" for name, value in given.items() if value is not None]
     samples = measure(arguments, args.rounds, progress)
-    rows = [(STAGES[name], spread(samples[name], 2), spread(_ratios(samples, name), 2)) for name in STAGES]
+    stages = [name for name in STAGES if name in samples]
+    rows = [(STAGES[name], spread(samples[name], 2), spread(_ratios(samples, name), 2)) for name in stages]
     note = "Medians over rounds, with minimum and maximum. Ratios are those of one round."
     if sys.dont_write_bytecode:
         note += (
@@ -106,7 +113,7 @@ def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], Non
     if os.name != "posix":
         raise StreamchatError("--startup needs a pseudo-terminal, which this system does not have")
 
-    def start_all() -> dict[str, float]:
+    def start_all(url: str) -> dict[str, float]:
         return {
             "python": _wall(child_processes.python("-c", "pass"), 0),
             "--help": _wall(child_processes.streamchat(["--help"]), 0),
@@ -114,9 +121,18 @@ def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], Non
             IMPORT_TORCH: _wall(child_processes.python("-c", "import torch"), 0),
             **_app(child_processes.streamchat(arguments)),
             PIPE: _pipe(child_processes.streamchat([*arguments, "--max-new-tokens=1"])),
+            **(_attached(child_processes.streamchat(["attach", url, "--new"])) if url else {}),
         }
 
-    return sample_rounds(start_all, rounds, progress)
+    with server(arguments) if can_attach() else nullcontext("") as url:
+        return sample_rounds(lambda: start_all(url), rounds, progress)
+
+
+def _attached(command: Sequence[str]) -> dict[str, float]:
+    """Run an attached app in a pseudo-terminal; return the seconds of its stages."""
+    started, moments = _moments(command)
+    paint, token = moments[PAINT], moments[TOKEN]
+    return {ATTACHED_PAINT: paint - started, ATTACHED_TOKEN: token - started, ATTACHED: token - paint}
 
 
 def _pipe(command: Sequence[str]) -> float:
@@ -150,7 +166,19 @@ def _wall(command: Sequence[str], code: int) -> float:
 
 
 def _app(command: Sequence[str]) -> dict[str, float]:
-    """Run the app in a pseudo-terminal, and type a message as soon as the model is ready."""
+    """Run the app in a pseudo-terminal; return the seconds of its stages and parts."""
+    started, moments = _moments(command)
+    seconds = {name: moments[name] - started for name in (PAINT, READY, TOKEN)}
+    before = [started, *(moments[name] for name in PARTS)]
+    return seconds | {_part(name): moments[name] - earlier for name, earlier in zip(PARTS, before, strict=False)}
+
+
+def _moments(command: Sequence[str]) -> tuple[float, dict[str, float]]:
+    """Run the app in a pseudo-terminal, and type a message as soon as the model is ready.
+
+    Returns:
+        When it was started, and the times of its trace events.
+    """
     import fcntl
     import pty
     import struct
@@ -173,12 +201,9 @@ def _app(command: Sequence[str]) -> dict[str, float]:
         )
         os.close(theirs)
         try:
-            moments = _watch(process, ours, path, started)
+            return started, _watch(process, ours, path, started)
         finally:
             _end(process, ours)
-    seconds = {name: moments[name] - started for name in (PAINT, READY, TOKEN)}
-    before = [started, *(moments[name] for name in PARTS)]
-    return seconds | {_part(name): moments[name] - earlier for name, earlier in zip(PARTS, before, strict=False)}
 
 
 def _watch(process: subprocess.Popen[bytes], terminal: int, path: str, started: float) -> dict[str, float]:

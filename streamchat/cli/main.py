@@ -16,7 +16,7 @@ from streamchat.base import ascii_text
 from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError
 from streamchat.base.sanitize import one_line, printable
 from streamchat.cli import flags, old_serve, parser
-from streamchat.cli.front_ends import FrontEnd, choose_front_end
+from streamchat.cli.front_ends import choose_front_end, mark_start, run_front_end
 from streamchat.cli.stdout import drop_output, guarded_output
 from streamchat.frontend import file_access
 from streamchat.web.launch import FILES_REFUSED, in_browser
@@ -254,12 +254,12 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
 
     engine.subscribe(record)
     if trace.is_enabled():
-        engine.subscribe(_mark_start)
+        engine.subscribe(mark_start)
     metrics = observe(engine.subscribe, configuration.settings)
     ended = False
     code: int = ExitCode.INTERRUPTED
     try:
-        code = _run_front_end(front_end, engine, configuration)
+        code = run_front_end(front_end, engine, configuration)
     except KeyboardInterrupt:
         pass
     finally:
@@ -279,35 +279,6 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     if not ended:
         _exit_now(code)
     return code
-
-
-def _mark_start(event: Event) -> None:
-    """Record startup trace events; subscribed only by `streamchat bench --startup`."""
-    from streamchat.base.events import ModelReady, PrefillProgress, TextDelta, TurnFinished
-    from streamchat.telemetry.trace import FAILED, PREFILLED, READY, TOKEN, mark
-
-    if isinstance(event, ModelReady):
-        mark(READY)
-    elif isinstance(event, PrefillProgress) and event.done == event.total:
-        mark(PREFILLED)
-    elif isinstance(event, TurnFinished) and event.finish_reason == "error":
-        mark(FAILED + one_line(event.message))
-    elif isinstance(event, TextDelta | TurnFinished):  # the first token may end the reply before it has any text
-        mark(TOKEN)
-
-
-def _run_front_end(front_end: FrontEnd, engine: ChatEngine, configuration: Configuration) -> int:
-    if front_end == "pipe":
-        from streamchat.repl.pipe import run_pipe
-
-        return run_pipe(engine)
-    if front_end == "prompt":
-        from streamchat.repl.prompt import run_prompt
-
-        return run_prompt(engine, configuration)
-    from streamchat.tui.app import run_app
-
-    return run_app(engine, configuration)
 
 
 def _exit_now(code: int) -> None:

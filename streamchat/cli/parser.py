@@ -21,6 +21,7 @@ from streamchat.cli.flags import Subparsers
 
 COMMANDS = (
     "serve",
+    "attach",
     "web",
     "replay",
     "monitor",

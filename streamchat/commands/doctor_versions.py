@@ -28,6 +28,7 @@ OPTIONAL = {
     "starlette": "serve",
     "uvicorn": "serve",
     "greenlet": "serve",
+    "websockets": "attach",
     "agent-client-protocol": "acp",
     "peft": "--adapter",
     "torchao": "int8 and int4 weights on a GPU without fused kernels",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamchat.attach.address import DEFAULT_URL
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.host_names import host_name
@@ -17,7 +18,7 @@ from streamchat.cli.loading import loading_line
 from streamchat.config.settings import setting_fields, spec_of
 from streamchat.server.access import token_path
 from streamchat.server.limits import Limits
-from streamchat.server.options import Options, require_libraries
+from streamchat.server.options import Options, has_attach, require_libraries
 
 if TYPE_CHECKING:  # needs the optional libraries
     from streamchat.server.run import ApiServer
@@ -25,9 +26,9 @@ if TYPE_CHECKING:  # needs the optional libraries
 HELP = "serve endless chats through OpenAI's API"
 DESCRIPTION = (
     "Serves one model at http://HOST:PORT/v1: POST chat/completions and responses, GET models; /metrics has figures. "
-    "Every conversation is a saved session, whose cache never exceeds its budget and is not prefilled again. Needs the "
-    "extra streamchat[server]. Ctrl+C or SIGTERM stops the replies, saves the sessions, and ends "
-    "with exit code 0."
+    "Every conversation is a saved session, whose cache never exceeds its budget and is not prefilled again. "
+    "`streamchat attach` opens one in a terminal. Needs the extra streamchat[server]. Ctrl+C or SIGTERM stops the "
+    "replies, saves the sessions, and ends with exit code 0."
 )
 _DEFAULTS = Options()
 MAX_SECONDS = 86_400
@@ -140,6 +141,16 @@ def _announce(server: ApiServer, options: Options) -> None:
     if server.token:
         _say(f"every request needs the token in {options.token_file or token_path()}")
     _say(f"serving {server.model.info.name} at {server.url}; press Ctrl+C to stop")
+    if has_attach():
+        _say(f"chat with it in a terminal: {_attach_command(server, options)}")
+
+
+def _attach_command(server: ApiServer, options: Options) -> str:
+    url = server.url.removesuffix("/v1")
+    parts = ["streamchat attach", *([] if url == DEFAULT_URL else [url])]
+    if server.token:
+        parts.append(f"--token-file {options.token_file or token_path()}")
+    return " ".join(parts)
 
 
 def _say(text: str) -> None:

@@ -89,6 +89,11 @@ class Engine:
         """Whether the cache is being written to the disk; closing waits for it."""
         return self._owner.archive.saving.is_set()
 
+    @property
+    def server(self) -> str:
+        """None: this process has the model."""
+        return ""
+
     def subscribe(self, sink: Callable[[ev.Event], None]) -> Callable[[], None]:
         """Call `sink` with every event, on the engine's thread; return a function that unsubscribes it."""
         self._sinks.append(sink)

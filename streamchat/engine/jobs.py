@@ -37,12 +37,15 @@ class JobQueue:
         """
         if isinstance(request, Stop):
             self._cancel_first()
-            return
-        job = Job(request)
+        else:
+            self.put_job(Job(request))
+
+    def put_job(self, job: Job) -> None:
+        """Queue a job; after `close` it is dropped."""
         with self._lock:  # also around the queue: turns start in the order in which a stop finds them
             if self._closed.is_set():
                 return
-            if isinstance(request, TurnRequest):
+            if isinstance(job.request, TurnRequest):
                 self._turns.append(job)
             self._queue.put(job)
 

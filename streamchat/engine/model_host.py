@@ -6,21 +6,15 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, SessionError, StreamchatError, describe_unexpected
 from streamchat.base.progress import Progress
-from streamchat.base.requests import SettingValue
-from streamchat.config.loader import Configuration, check_live, check_value
+from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
-from streamchat.conversation.assemble import (
-    Load,
-    StartedConversation,
-    assemble,
-    format_from_settings,
-    format_with_arguments,
-)
+from streamchat.conversation.assemble import Load, StartedConversation, assemble, format_from_settings
+from streamchat.engine.live_settings import LiveSettings
 from streamchat.sessions.archive import Archive
 from streamchat.sessions.settings import (
     foreign_model,
@@ -33,11 +27,12 @@ from streamchat.telemetry.memory import free_unused
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.models.load import LoadedModel
+    from streamchat.models.sampling import SamplingAdvice
 
 _log = logging.getLogger(__name__)
 
 
-class ModelHost:
+class ModelHost(LiveSettings):
     """Owns the model and the active conversation.
 
     Args:
@@ -56,9 +51,8 @@ class ModelHost:
         emit: Callable[[ev.Event], None],
         progress: Progress,
     ) -> None:
-        self._given = self._configuration = configuration
-        self._load, self._archive = load, archive
-        self._emit, self._progress = emit, progress
+        super().__init__(configuration, archive, emit)
+        self._given, self._load, self._progress = configuration, load, progress
         self._loaded: LoadedModel | None = None
         self.started: StartedConversation | None = None
         """The active conversation; None until the first model is loaded."""
@@ -66,13 +60,9 @@ class ModelHost:
         """Whether to pin the next turn, because it replaces a pinned one."""
 
     @property
-    def settings(self) -> Settings:
-        """The current settings."""
-        return self._configuration.settings
-
-    def origin(self, name: str) -> str:
-        """Return where the value of a setting came from."""
-        return self._configuration.origin(name)
+    def _advice(self) -> SamplingAdvice:
+        assert self._loaded is not None
+        return self._loaded.advice
 
     @property
     def active(self) -> StartedConversation:
@@ -189,60 +179,6 @@ class ModelHost:
         for note in chat_format.notes:
             if note not in before.notes:  # caused by the new system prompt
                 self._emit(ev.Notice(note))
-
-    def set_option(self, name: str, value: SettingValue) -> None:
-        """Change a live setting.
-
-        Raises:
-            ConfigError: The setting or the value is not allowed.
-        """
-        check_live(name)
-        change: dict[str, Any] = {name: check_value(name, value, "/set")}
-        changed = replace(self._configuration, settings=replace(self.settings, **change))
-        self._change(name, changed.with_origin(name, "/set"))
-
-    def reset_option(self, name: str) -> None:
-        """Set a live setting to its default, or to what the model's makers advise.
-
-        Raises:
-            ConfigError: The setting cannot change during a chat.
-        """
-        check_live(name)
-        assert self._loaded is not None
-        advice = self._loaded.advice
-        self._change(name, self._configuration.without(name).advised_by(advice.values, advice.origins))
-
-    def _change(self, name: str, configuration: Configuration) -> None:
-        """Use `configuration`, which differs in the setting `name` only."""
-        if name == "template_args":
-            self._change_template(configuration.settings)
-        self._use(configuration.settings)
-        self._configuration = configuration
-        if name == "seed":
-            self.active.conversation.reseed()
-        self._emit(ev.SettingChanged(name, getattr(configuration.settings, name)))
-
-    def _change_template(self, settings: Settings) -> None:
-        """Write later turns with the template arguments of `settings`; a conversation without turns may start over.
-
-        Raises:
-            ConfigError: They cannot be used. Nothing has changed then.
-        """
-        conversation = self.active.conversation
-        before = conversation.encoder.format
-        chat_format = format_with_arguments(conversation.tokenizer, settings, before)
-        if conversation.change_format(chat_format):
-            self._use(settings)
-            self._archive.start(self.active)
-            self._emit(ev.ConversationCleared(settings.system_prompt, conversation.state().pinned))
-        for note in conversation.encoder.format.notes:
-            if note not in before.notes:
-                self._emit(ev.Notice(note))
-
-    def _use(self, settings: Settings) -> None:
-        """Use other settings in the active conversation."""
-        self._configuration = replace(self._configuration, settings=settings)
-        self.active.conversation.settings = settings
 
     def open_session(self, session: str, agreed_model: str = "") -> None:
         """Close the current session, which stays saved, and resume another one.

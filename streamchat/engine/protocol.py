@@ -36,6 +36,11 @@ class ChatEngine(Protocol):
         """Whether the cache is being written to the disk; closing waits for it."""
         ...
 
+    @property
+    def server(self) -> str:
+        """Address of the server that has the model and the session; '' if this process has them."""
+        ...
+
     def subscribe(self, sink: Callable[[Event], None]) -> Callable[[], None]:
         """Call `sink` with every event from now on; return a function that unsubscribes it."""
         ...

@@ -64,7 +64,8 @@ def model_facts(event: ev.ModelReady) -> str:
     weights = f"{human_count(info.parameters)} weights ({human_bytes(info.weight_bytes)} in memory)"
     place = f"{info.precision} on {one_line(info.device)}"
     step = [one_line(f"{info.decode_step}: {info.decode_reason}")] if info.decode_reason else []
-    return " · ".join([one_line(info.name), weights, place, *step, f"ready in {human_seconds(event.load_s)}"])
+    ready = f"ready in {human_seconds(event.load_s)}" if event.load_s else "already loaded"
+    return " · ".join([one_line(info.name), weights, place, *step, ready])
 
 
 def cache_capacity(info: ev.ModelInfo) -> str:
@@ -174,6 +175,8 @@ def cleared_sentence(event: ev.ConversationCleared) -> str:
 def resumed_sentence(event: ev.ConversationResumed) -> str:
     """Which session was resumed, and how its cache was restored."""
     title, cached = one_line(event.title), plural(event.cache.length, "token")
+    if not event.seconds and not event.prefilled:  # a server had it open
+        return f"“{title}” ({event.session}) opened at turn {len(event.turns)}; {cached} cached."
     seconds = human_seconds(event.seconds)
     how = "prefilled again" if event.prefilled else f"restored in {seconds} without prefill"
     return f"“{title}” ({event.session}) resumed at turn {len(event.turns)}; {cached} cached, {how}."

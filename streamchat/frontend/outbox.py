@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from streamchat.base.events import Event
+from streamchat.base.sanitize import encodable
 
 
 class Phase(Enum):
@@ -137,6 +138,15 @@ class Outbox:
             return False
         self._done_when = None
         return True
+
+    def started(self) -> None:
+        """Mark the engine as replying: a turn has started, perhaps that of another front end."""
+        if self.phase is Phase.IDLE:
+            self.phase = Phase.REPLYING
+
+    def waits_behind(self, text: str) -> bool:
+        """Whether the message of this front end is not the one whose turn, with this text, has ended."""
+        return self._submitted is not None and bool(text) and encodable(self._submitted.text) != text
 
     def idle(self) -> None:
         """Mark the engine idle: the turn, the command or the loading has ended."""

@@ -48,6 +48,10 @@ def _line(event: ev.Event) -> Line | None:
             return Line("failure", text)
         case ev.Notice(text=text, level=level):
             return Line(level, text)
+        case ev.ConnectionChanged(works=True):
+            return Line("info", "Connected to the server again.")
+        case ev.ConnectionChanged(reason=reason):
+            return Line("warning", f"The connection to the server is lost ({reason}); connecting again.")
         case ev.PrefillProgress():
             return Line("progress", messages.prefill_text(event))
         case ev.TokensEvicted():

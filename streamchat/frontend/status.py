@@ -56,6 +56,8 @@ class StatusBoard:
     """Tokens per second over time, while a reply is generated."""
     session: str | None = None
     """Session id; None before the first turn and if the conversation is not saved."""
+    connection: str = ""
+    """What is wrong with the connection to a server; '' if nothing is."""
     _ready_at: float | None = None
     _turns: list[tuple[int, int]] = field(default_factory=list)
     """(prompt tokens, generated tokens) per turn."""
@@ -103,6 +105,8 @@ class StatusBoard:
                 self.session = None
             case ev.SessionOpened(session=session):
                 self.session = session
+            case ev.ConnectionChanged(works=works, reason=reason):
+                self.connection = "" if works else f"{reason}; connecting again"
             case ev.ConversationResumed():
                 self.info, self.cache = event.info, event.cache
                 self._reset_counts()

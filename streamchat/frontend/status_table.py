@@ -64,6 +64,8 @@ def status_table(board: StatusBoard, prefill: ev.PrefillProgress | None = None) 
         table["speed"].append(Row("prefill", f"{prefill.done:,} / {prefill.total:,}"))
     if board.uptime_s is not None:
         table["totals"].append(Row("uptime", human_duration(board.uptime_s)))
+    if board.connection:
+        table["totals"].append(Row("server", board.connection))
     if board.session is not None:
         table["totals"].append(Row("saved as", board.session))
     return table
@@ -87,6 +89,8 @@ def rows_text(rows: Iterable[Row]) -> str:
 
 def short_forms(board: StatusBoard, prefill: ev.PrefillProgress | None = None) -> list[str]:
     """The most important figures, each with its label: cache, compressions, memory, and speed or progress."""
+    if board.connection:
+        return [board.connection]
     cache = board.cache
     size = cache.cache_size or (board.info.cache_size if board.info else 0)
     forms = [cache_short(cache.length, size), plural(cache.compressions, "compression"), _memory_short(board.memory)]

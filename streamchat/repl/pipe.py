@@ -24,6 +24,7 @@ from streamchat.frontend.slash.registry import SlashContext, SlashResult
 from streamchat.frontend.slash.session_commands import turn_done
 from streamchat.frontend.status import StatusBoard
 from streamchat.repl.failure import report_failure
+from streamchat.repl.others import OtherTurns
 from streamchat.repl.render import Narrator
 
 QUIET = {"figures", "ready", "aside", "past_message", "past_reply"}
@@ -54,6 +55,7 @@ class Pipe:
         self._narrator = Narrator(lambda: engine.settings.thinking)
         self._board = StatusBoard()
         self._progress = ProgressLine(err)
+        self._others = OtherTurns()
         self._failed = False
 
     def run(self, source: BinaryIO | None) -> int:
@@ -68,11 +70,13 @@ class Pipe:
             result = registry.run(context, line)
             message = registry.unescape(line) if result is None else self._message_of(result)
             if message:
+                self._others.sent, self._others.is_waiting = message, True
                 self._engine.send(Submit(message))
                 code = self._until(turn_done)
             elif result is None:
                 continue
             elif result.done_when is not None:
+                self._others.is_waiting = True
                 code = self._until(result.done_when)
             else:
                 self._answer(result)
@@ -107,8 +111,10 @@ class Pipe:
         """Handle events until `done_when` is true for one; returns an exit code if the engine ended before."""
         while True:
             event = self._events.get()
-            code = self._handle(event)
-            if code is not None or done_when(event):
+            is_own = self._others.owns(event)
+            code = self._handle(event) if is_own else None
+            if code is not None or (is_own and done_when(event)):
+                self._others.sent, self._others.is_waiting = None, False
                 return code
 
     def _wait_for_command(self) -> int | None:
@@ -120,7 +126,8 @@ class Pipe:
         """Handle queued events; returns an exit code if the engine ended."""
         code = None
         while code is None and not self._events.empty():
-            code = self._handle(self._events.get())
+            event = self._events.get()
+            code = self._handle(event) if self._others.owns(event) else None
         return code
 
     def _handle(self, event: ev.Event) -> int | None:

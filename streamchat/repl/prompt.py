@@ -34,6 +34,7 @@ from streamchat.frontend.window_title import WindowTitle
 from streamchat.repl.failure import report_failure
 from streamchat.repl.history import PromptToolkitHistory
 from streamchat.repl.keys import interrupt_character
+from streamchat.repl.others import OtherTurns, other_pieces
 from streamchat.repl.render import Narrator
 from streamchat.repl.session import InputLine
 from streamchat.repl.terminal import (
@@ -77,6 +78,7 @@ class Prompt:
         self._context = SlashContext(engine, self._board)
         self._keys = configuration.keys
         self._interrupt_key = interrupt_character(self._keys)
+        self._others = OtherTurns()
         self._typed = TypedHistory.open(configuration.settings.history)
         self._changed = asyncio.Event()
         self._input: InputLine | None = None
@@ -177,14 +179,19 @@ class Prompt:
         if expanded.notice:
             self._terminal.line(expanded.notice, "warning")
         self._begin()
+        self._others.sent = expanded.text
         self._engine.send(Submit(expanded.text))
         # restore the text as typed, without the contents of files
         return given if await self._wait(turn_done) else ""
 
     async def _wait(self, done_when: Callable[[ev.Event], bool]) -> str:
         """Wait until `done_when` is true for an event; returns the text to put into the input."""
-        with self._between_prompts(self._stop):
-            await self._until(lambda: any(done_when(event) for event in self._recent))
+        self._others.is_waiting = True
+        try:
+            with self._between_prompts(self._stop):
+                await self._until(lambda: any(done_when(event) for event in self._recent))
+        finally:
+            self._others.is_waiting, self._others.sent = False, None
         last = next(event for event in self._recent if done_when(event))
         match last:
             case ev.TurnFinished(rolled_back=True, text=text):
@@ -213,13 +220,16 @@ class Prompt:
             return
         if not isinstance(event, ev.StatusSampled):
             self._progress.clear()
-        for piece in self._narrator.pieces_for(event):
+        is_own = self._others.owns(event)
+        for piece in self._narrator.pieces_for(event) if is_own else other_pieces(event):
             self._terminal.show(piece)
         match event:
             case ev.ModelReady():
                 if not self._ready:
                     self._terminal.line("/help lists the commands.", "info")
                 self._ready, self._loading = True, False
+            case ev.TurnFinished() if not is_own:
+                pass
             case ev.TurnStarted():
                 if self._interrupts:  # Ctrl+C was pressed before the turn started
                     self._engine.send(Stop())

@@ -55,6 +55,8 @@ class Narrator:
                 return self._finish(event)
             case ev.Notice() if self._streaming:
                 self._deferred += _presented(event)
+            case ev.ConnectionChanged() if self._streaming:
+                return [Line("end", "\n"), *_presented(event)]
             case ev.SummaryReady(text=text) if text:
                 return [Line("answer", printable(text)), *_presented(event)]
             case ev.ConversationResumed():

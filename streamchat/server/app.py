@@ -16,6 +16,7 @@ from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamchat.attach.frames import PATH
 from streamchat.base.errors import describe_unexpected
 from streamchat.server.access import Access
 from streamchat.server.calls import News
@@ -55,6 +56,8 @@ class Parts:
     """Returns the text of `/metrics`, and its media type."""
     created: int
     """When the server started, in seconds since 1970."""
+    attach: ASGIApp | None = None
+    """Serves the WebSockets of attached front ends; None for none."""
 
 
 def make_app(parts: Parts, admission: Admission) -> ASGIApp:
@@ -77,18 +80,21 @@ def make_app(parts: Parts, admission: Admission) -> ASGIApp:
         Route("/metrics", figures.metrics),
     ]
     handlers: Any = {ApiError: _refuse, HTTPException: _refuse_http, Exception: _refuse_unexpected}
-    return _Guard(Starlette(routes=routes, exception_handlers=handlers), parts.access)
+    return _Guard(Starlette(routes=routes, exception_handlers=handlers), parts.access, parts.attach)
 
 
 class _Guard:
     """Checks every request before its route, and adds headers to every answer."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: ASGIApp, access: Access, attach: ASGIApp | None) -> None:
+        self._app, self._access, self._attach = app, access, attach
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
+            if scope["path"] == PATH and self._attach is not None:
+                await self._attach(scope, receive, send)  # checks the access by itself
+            else:
+                await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)

@@ -27,6 +27,12 @@ class Formats:
         self._model, self._tokenizer, self._settings = model, tokenizer, settings
         self._kept: OrderedDict[str, PreparedFormat] = OrderedDict()
 
+    def of_settings(self, settings: Settings) -> PreparedFormat:
+        """Return the format of turns with these settings; those of a session may have other template arguments."""
+        if settings.template_args == self._settings.template_args:
+            return self.of(settings.system_prompt)
+        return prepare_format(self._model, self._tokenizer, format_from_settings(self._tokenizer, settings))
+
     def of(self, system_prompt: str) -> PreparedFormat:
         """Return the format of turns with this system prompt."""
         found = self._kept.get(system_prompt)

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from streamchat.base.thinking import split
+from streamchat.config.settings import Settings
 from streamchat.server.calls import Exchange
 
 _KEY = os.urandom(16)  # so that nobody can prepare two texts with the same digest
 _HALF = 8
 _ID = re.compile(r"(?:resp_)?([a-z0-9]{1,32})_([0-9]{1,9})_([0-9a-z]{1,16})", re.ASCII)
+_UNSAVED = re.compile(r"x[0-9a-f]{24}", re.ASCII)
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _clock = itertools.count(1)
 
@@ -96,7 +98,7 @@ class KnownSession:
     scope: str = ""
     keep: bool = True
     id: str = field(default_factory=lambda: f"x{secrets.token_hex(12)}")
-    """The id of the saved session; one that begins with x while it is not saved."""
+    """The id of the saved session; x and 24 digits while it is not saved."""
     keys: list[bytes] = field(default_factory=list)
     """The digest of each turn; change it with `add_turn`, `set_turns`, and `cut_after`."""
     stamps: dict[int, str] = field(default_factory=dict)
@@ -105,6 +107,8 @@ class KnownSession:
     """Turns whose reply was cut off."""
     completions: set[int] = field(default_factory=set)
     """Turns that came to `/v1/chat/completions`, so that no id of them is in use."""
+    settings: Settings | None = None
+    """Settings that attached front ends have changed; None for those of the server, with `system`."""
     is_live: bool = False
     """Whether its cache is in memory."""
     is_busy: bool = False
@@ -131,8 +135,8 @@ class KnownSession:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the store has it."""
-        return not self.id.startswith("x")
+        """Whether the store has it, whose ids are shorter."""
+        return _UNSAVED.fullmatch(self.id) is None
 
     def touch(self) -> None:
         """Note that it is used now."""
@@ -147,7 +151,7 @@ class KnownSession:
 
     def copy(self, turns: int) -> KnownSession:
         """Return a new session with the first `turns` turns of this one, which are not addressed by ids."""
-        return KnownSession(self.system, self.scope, self.keep, keys=self.keys[:turns])
+        return KnownSession(self.system, self.scope, self.keep, keys=self.keys[:turns], settings=self.settings)
 
     def may_replace_after(self, turns: int, message: str) -> bool:
         """Return whether the turns after the first `turns` may be replaced, with a reply to `message`.

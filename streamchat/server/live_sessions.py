@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from streamchat.server.calls import Call
+from streamchat.server.claims import Owner
 from streamchat.server.known import KnownSession
 from streamchat.server.seat import Seat
 
@@ -52,7 +52,7 @@ class LiveSessions:
         self.switch_times: deque[SwitchTime] = deque(maxlen=1000)
         """The latest switches to saved sessions."""
 
-    def seat_of(self, session: KnownSession, call: Call, *, is_new: bool) -> Seat:
+    def seat_of(self, session: KnownSession, call: Owner, *, is_new: bool) -> Seat:
         """Return the seat of a session, which is restored or started there first if it is not live.
 
         Raises:

@@ -16,6 +16,7 @@ from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import Load, load_from_settings
 from streamchat.server.attachment import Attachment
 from streamchat.server.calls import Call
+from streamchat.server.claims import Claims
 from streamchat.server.errors import ApiError
 from streamchat.server.known import KnownSession, KnownSessions
 from streamchat.server.live_sessions import LiveSessions
@@ -58,13 +59,14 @@ class ModelThread:
         observe_switch: Callable[[float], None] = lambda seconds: None,
         progress: Progress = silent,
     ) -> None:
-        self._configuration, self._size, self._load = configuration, live, load
+        self.configuration, self._size, self._load = configuration, live, load
         self._open_store, self._progress = open_store, progress
         self.observe = observe
         """Called with every event and its session, on the model's thread."""
         self._observe_switch = observe_switch
         self.scheduler = Scheduler()
         self.known = KnownSessions()
+        self.claims = Claims(self.known)
         self.attachment = Attachment()
         self.loaded: LoadedModel | None = None
         """The model, its tokenizer and more; for the model's thread. None until it is loaded."""
@@ -75,6 +77,8 @@ class ModelThread:
         self._service: Service | None = None
         self.live: LiveSessions | None = None
         """The sessions with a cache in memory; None until the model is loaded."""
+        self.saved: SavedSessions | None = None
+        """The sessions in the store; None if nothing is saved."""
         self._calls: set[Call] = set()
         self._lock = threading.Lock()
         self._ready = threading.Event()
@@ -163,8 +167,8 @@ class ModelThread:
             yield store
 
     def _serve(self, store: Store | None) -> None:
-        loaded = self.loaded = self._load(self._configuration, self._progress)
-        self._configuration = self._configuration.advised_by(loaded.advice.values, loaded.advice.origins)
+        loaded = self.loaded = self._load(self.configuration, self._progress)
+        self.configuration = self.configuration.advised_by(loaded.advice.values, loaded.advice.origins)
         writer = SnapshotWriter(self._note_failure)
         live = self._new_live(loaded, writer)
         self.live = live
@@ -173,7 +177,8 @@ class ModelThread:
 
             seat = live.add_seat()  # loads what a first request would wait for, and reports wrong settings now
             self.info, self.notes = seat.started.info, seat.started.notes
-            self._service = Service(self.known, live, self._saved(store, loaded), self.scheduler.wait)
+            self.saved = self._saved(store, loaded)
+            self._service = Service(self.known, live, self.saved, self.scheduler.wait, self.claims)
             self._ready.set()
             self.scheduler.run(live.sample)
         finally:
@@ -192,10 +197,10 @@ class ModelThread:
             return archive
 
         parts = SeatParts(
-            self._configuration,
+            self.configuration,
             loaded,
             self.attachment,
-            Formats(loaded.model, loaded.tokenizer, self._configuration.settings).of,
+            Formats(loaded.model, loaded.tokenizer, self.configuration.settings).of_settings,
             new_archive,
             self.scheduler.pause,
             self._publish,
@@ -215,7 +220,7 @@ class ModelThread:
 
         if store is None:
             return None
-        return SavedSessions(store, model_fingerprint(loaded.model), self._configuration.settings)
+        return SavedSessions(store, model_fingerprint(loaded.model), self.configuration.settings)
 
     def _publish(self, session: KnownSession, event: ev.Event) -> None:
         if isinstance(event, ev.SessionOpened):

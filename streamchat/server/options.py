@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from streamchat.base.errors import ConfigError
@@ -21,6 +22,11 @@ class Options:
     token_file: Path | None = None
     """File of the token; given, it is needed on every address."""
     limits: Limits = field(default_factory=Limits)
+
+
+def has_attach() -> bool:
+    """Return whether front ends can be attached: their library is installed."""
+    return find_spec("websockets") is not None
 
 
 def require_libraries() -> None:

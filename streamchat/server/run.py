@@ -20,13 +20,17 @@ from streamchat.server.access import Access, needs_token, read_token, token_path
 from streamchat.server.limits import Admission
 from streamchat.server.metrics import ServerMetrics
 from streamchat.server.model_thread import ModelThread
-from streamchat.server.options import Options
+from streamchat.server.options import Options, has_attach
 from streamchat.server.requests import Served
 from streamchat.sessions.archive import OpenStore
 
 if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
+
+    from streamchat.base.events import Event
+    from streamchat.server.attached.sessions import SharedSessions
+    from streamchat.server.known import KnownSession
 
 GRACE_S = 5
 """How long open connections get to end after the replies were stopped."""
@@ -91,12 +95,13 @@ class ApiServer:
         self._is_stopping = False
         self._admission = Admission(options.limits.requests)
         self._metrics = ServerMetrics(self._admission)
+        self._attached: SharedSessions | None = None
         self.model = ModelThread(
             configuration,
             options.live,
             load,
             open_store=open_store,
-            observe=self._metrics.update,
+            observe=self._observe,
             observe_switch=self._metrics.switch.observe,
             progress=progress,
         )
@@ -116,6 +121,10 @@ class ApiServer:
             StreamchatError: It cannot be loaded, or the store cannot be opened.
         """
         self.model.start()
+        if has_attach():
+            from streamchat.server.attached.sessions import SharedSessions
+
+            self._attached = SharedSessions(self.model)
         self._socket.listen(BACKLOG)
 
     def run(self) -> bool:
@@ -146,7 +155,9 @@ class ApiServer:
                 access_log=False,
                 server_header=False,
                 lifespan="off",
-                ws="none",
+                ws="none" if self._attached is None else "websockets-sansio",
+                ws_per_message_deflate=False,
+                ws_max_size=self._options.limits.body_bytes,
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
@@ -156,11 +167,18 @@ class ApiServer:
 
     def stop(self) -> None:
         """Stop all replies and let `serve` return; may be called from any thread."""
+        if self._attached is not None:
+            self._attached.stop()
         self.model.stop()
         if self._server is not None:
             self._server.force_exit = self._is_stopping
             self._server.should_exit = True
         self._is_stopping = True
+
+    def _observe(self, session: KnownSession, event: Event) -> None:
+        self._metrics.update(session, event)
+        if self._attached is not None:
+            self._attached.receive(session, event)
 
     def close(self) -> None:
         """Free the port and end the model's thread, after a start that failed."""
@@ -170,6 +188,12 @@ class ApiServer:
     def _app(self) -> ASGIApp:
         from streamchat.server.app import Parts, make_app
 
+        attach = None
+        access = Access(AllowedHosts(self._options.host, self._options.names), self.token)
+        if self._attached is not None:
+            from streamchat.server.attached.endpoint import AttachEndpoint
+
+            attach = AttachEndpoint(self.model, self._attached, access, self._options.limits.body_bytes)
         info = self.model.info
         assert info is not None
         options, settings = self._options, self._configuration.settings
@@ -177,9 +201,10 @@ class ApiServer:
         parts = Parts(
             self.model,
             Served(names, settings, options.limits.messages),
-            Access(AllowedHosts(options.host, options.names), self.token),
+            access,
             options.limits,
             self._metrics.text,
             int(time.time()),
+            attach,
         )
         return make_app(parts, self._admission)

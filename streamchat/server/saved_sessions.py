@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streamchat.base.errors import SessionError
+from streamchat.base.sanitize import one_line
 from streamchat.config.settings import Settings
 from streamchat.server.calls import Prompt
 from streamchat.server.known import KnownSession, KnownSessions, turn_key
+from streamchat.store.database import database_identity
 from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.store import Store
 
 SCOPE = "api_scope"
 """Key of a session's scope among its stored settings."""
 MAX_CANDIDATES = 8
+MAX_LISTED = 200
+"""Sessions among which the newest one is looked for."""
 
 
 class SavedSessions:
@@ -35,6 +39,33 @@ class SavedSessions:
         except SessionError:
             return None
         return self._known(info) if info.id == session and self._fits(info) else None
+
+    def named(self, name: str) -> KnownSession:
+        """Return the session with this id, or the start of it, without its turns.
+
+        Raises:
+            SessionError: There is none, or the loaded model cannot continue it.
+        """
+        info = self._store.find(name)
+        if not self._fits(info):
+            raise SessionError(
+                f"the session {info.id} was recorded with another model ({one_line(info.model_name)}); "
+                "serve that model, or attach to another session"
+            )
+        return self._known(info)
+
+    def newest(self) -> KnownSession | None:
+        """Return the most recently used session that the loaded model can continue, without its turns."""
+        return next((self._known(info) for info in self._store.sessions(limit=MAX_LISTED) if self._fits(info)), None)
+
+    def info(self, session: str) -> SessionInfo:
+        """Return what the store knows about a session; raises SessionError."""
+        return self._store.find(session)
+
+    @property
+    def identity(self) -> str:
+        """A text that tells the database from others: two programs with the same one share their sessions."""
+        return database_identity(self._store.path)
 
     def candidates(self, prompt: Prompt, known: KnownSessions) -> Iterator[KnownSession]:
         """Yield sessions with a message of the history, the most recently used first, that are not in `known`."""

@@ -13,13 +13,14 @@ from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import StartedConversation, assemble
 from streamchat.engine.jobs import Job, JobQueue
+from streamchat.engine.request_handler import RequestHandler, RequestHost
 from streamchat.engine.status_sampler import StatusSampler
 from streamchat.engine.turn_runner import TurnRunner
 from streamchat.server.attachment import Attachment
 from streamchat.server.calls import Call
 from streamchat.server.known import DEPTH, KnownSession, stamp_of, turn_key
 from streamchat.server.saved_sessions import SCOPE
-from streamchat.sessions.archive import Archive, ClaimedSession
+from streamchat.sessions.archive import Archive, ClaimedSession, resume_notices
 
 if TYPE_CHECKING:  # torch is imported on the model's thread only
     from streamchat.conversation.conversation import Conversation
@@ -27,6 +28,21 @@ if TYPE_CHECKING:  # torch is imported on the model's thread only
     from streamchat.models.load import LoadedModel
 
 Listener = Callable[[ev.Event], None]
+MakeHost = Callable[[StartedConversation, Archive, Callable[[ev.Event], None]], RequestHost]
+"""(conversation of a seat, its archive, function that emits its events) -> what front ends may change there."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a user must know about a session that was restored."""
+
+    notices: tuple[str, ...]
+    message: str
+    """A message without a reply, if the server was killed before it started one."""
+
+    def applied_to(self, event: ev.ConversationResumed) -> ev.ConversationResumed:
+        """Return the event with the message."""
+        return replace(event, restored_message=self.message)
 
 
 @dataclass(frozen=True)
@@ -36,8 +52,8 @@ class SeatParts:
     configuration: Configuration
     loaded: LoadedModel
     attachment: Attachment
-    formats: Callable[[str], PreparedFormat]
-    """Returns the format of turns with a system prompt."""
+    formats: Callable[[Settings], PreparedFormat]
+    """Returns the format of turns with these settings."""
     new_archive: Callable[[Callable[[ev.Event], None]], Archive]
     """Returns an open archive that emits its events to a function."""
     pause: Callable[[], None]
@@ -62,6 +78,8 @@ class Seat:
         """Receives the events of the request that runs."""
         self.prefilled_again = 0
         """Tokens that had to be prefilled again for the running request, since a snapshot or a copy was missing."""
+        self.restored: Restored | None = None
+        """What to report of the latest `resume`; whoever reports it sets it to None."""
         self._jobs = JobQueue()
         parts.attachment.use(None)
         self.started: StartedConversation = assemble(parts.configuration, parts.loaded, self._emit, lambda *_: None)
@@ -111,6 +129,8 @@ class Seat:
 
     def _restore(self, session: KnownSession, claimed: ClaimedSession) -> None:
         stored, result = self._archive.restore_into(self.started, claimed)
+        notices = resume_notices(stored, result, self.conversation.cache.cache_size)
+        self.restored = Restored(tuple(notices), result.message_back)
         self.prefilled_again += result.read_again
         turns = self.conversation.log.turns
         session.set_turns(turn_key(turn.text, turn.reply) for turn in turns)
@@ -144,11 +164,13 @@ class Seat:
             ConfigError: They are too old.
         """
         assert self.session is not None
+        undone = self.conversation.log.turns[turns:]
         result = self.conversation.undo(turns + 1, restore_rng=False)
         self.prefilled_again += result.read_again
-        self.session.cut_after(turns)
         if self.session.keep:
             self._archive.record_undo(turns + 1)
+        for turn in reversed(undone):
+            self._publish(ev.TurnUndone(turn.number, turn.text, turn.reply, self.conversation.state(), replaced=True))
 
     def close(self) -> None:
         """Save the session and close the archive."""
@@ -160,9 +182,10 @@ class Seat:
     def _take(self, session: KnownSession, *, prefill: bool) -> None:
         self._use()
         prompt = self.settings.system_prompt if session.system is None else session.system
-        chat_format = self._parts.formats(prompt)
+        settings = session.settings or replace(self.settings, system_prompt=prompt)
+        chat_format = self._parts.formats(settings)
         self.session, session.is_live = session, True
-        self.conversation.settings = replace(self.settings, system_prompt=prompt)
+        self.conversation.settings, self.pin_next = settings, False
         self.conversation.start_over(chat_format, prefill=prefill)
         self.conversation.reseed()
 
@@ -195,6 +218,18 @@ class Seat:
     def quote(self, call: Call, text: str, reply: str) -> None:
         """Add a turn with a given reply."""
         self._turns.run(self._job(call, text), text, reply=reply)
+
+    def carry_out(self, job: Job, make_host: MakeHost) -> None:
+        """Carry out a request of a front end, as the engine of a chat does."""
+        self._use()
+        self._jobs.put_job(job)
+        self._jobs.get(0.1)
+        host = make_host(self.started, self._archive, self._emit)
+        RequestHandler(host, self._turns, self._archive, self._status, self._emit).handle(job)
+
+    def describe(self) -> ev.ConversationResumed:
+        """Return the state of the session, without a turn that runs."""
+        return self._archive.describe(self.started)
 
     def sample(self) -> None:
         """Publish the figures of the live session."""
@@ -241,6 +276,8 @@ class Seat:
                 session.add_turn(turn_key(text, reply))
                 if event.finish_reason == "cancelled":
                     session.cut.add(stats.turn)
+            case ev.TurnUndone(turn=turn):
+                session.cut_after(turn - 1)
             case _:
                 pass
         self._parts.publish(session, event)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from streamchat.base.errors import ConfigError, SessionError, StoreError, describe_unexpected
 from streamchat.server.calls import Call, Exchange, Prompt
+from streamchat.server.claims import Claims
 from streamchat.server.errors import ApiError
 from streamchat.server.known import DEPTH, KnownSession, KnownSessions, Match, ReplyId, best_match, exchange_key
 from streamchat.server.live_sessions import CallCancelledError, LiveSessions
@@ -28,6 +29,7 @@ class Service:
         live: Those whose caches are in memory.
         saved: Finds others in the store; None if nothing is saved.
         wait: Lets the running task wait for a condition.
+        claims: The session that each call works on.
     """
 
     def __init__(
@@ -36,10 +38,9 @@ class Service:
         live: LiveSessions,
         saved: SavedSessions | None,
         wait: Callable[[Callable[[], bool]], None],
+        claims: Claims,
     ) -> None:
-        self._known, self._live, self._saved, self._wait = known, live, saved, wait
-        self._claims: dict[Call, KnownSession] = {}
-        """The session that each call works on: no other call may use it."""
+        self._known, self._live, self._saved, self._wait, self._claims = known, live, saved, wait, claims
 
     def work(self, call: Call) -> None:
         """Reply to a call; report its news, and every failure as an error."""
@@ -64,26 +65,9 @@ class Service:
             session, is_new = self._claimed(call)
             self._reply(call, session, is_new)
         finally:
-            self._free(call)
+            self._claims.free(call)
 
     # --- which session ----------------------------------------------------------------------------------------
-
-    def _claim(self, call: Call, session: KnownSession) -> KnownSession:
-        """Mark `session` as busy with a call, in place of the one that the call worked on; return it."""
-        self._free(call)
-        session.is_busy = True
-        self._claims[call] = session
-        return session
-
-    def _free(self, call: Call) -> None:
-        """Let other calls use the session of a call; forget it if it is neither saved nor live."""
-        session = self._claims.pop(call, None)
-        if session is None:
-            return
-        session.is_busy = False
-        session.touch()
-        if not (session.is_saved or session.is_live):
-            self._known.remove(session)
 
     def _claimed(self, call: Call) -> tuple[KnownSession, bool]:
         """Return the session that a call continues, marked as busy, and whether it is a new one."""
@@ -96,7 +80,7 @@ class Service:
             if self._is_deleted(found):
                 self._known.remove(found)
             elif not found.is_busy:
-                return self._claim(call, found), False
+                return self._claims.claim(call, found), False
             else:
                 self._wait_for(found, call)
 
@@ -159,7 +143,7 @@ class Service:
         prompt = call.prompt
         session = KnownSession(prompt.system, prompt.scope, prompt.keep and self._saved is not None)
         self._known.add(session)
-        return self._claim(call, session)
+        return self._claims.claim(call, session)
 
     def _place(self, call: Call, session: KnownSession) -> Match | None:
         """Return where a call continues a live session; None if it does not after all."""
@@ -193,7 +177,7 @@ class Service:
             return session
         branch = session.copy(turns)
         branch.keep = prompt.keep and self._saved is not None
-        self._known.add(self._claim(call, branch))
+        self._known.add(self._claims.claim(call, branch))
         seat.branch(branch)
         if not session.is_saved:
             self._known.remove(session)

@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
@@ -287,24 +287,22 @@ class Archive:
         started = time.perf_counter()
         conversation = active.conversation
         stored, result = self.restore_into(active, claimed)
-        records = {turn.number: turn for turn in stored.turns}
         cut = {result.cut_turn, *(turn.number for turn in stored.turns if turn.finish_reason == "cancelled")}
-        turns = tuple(
-            _saved_turn(conversation, turn, _figures(records[turn.number].stats), turn.number in cut)
-            for turn in conversation.log.turns
+        event = replace(
+            _resumed(active, stored.info, {turn.number: _figures(turn.stats) for turn in stored.turns}, cut),
+            seconds=time.perf_counter() - started,
+            prefilled=result.read_again,
+            restored_message=result.message_back,
         )
-        event = ev.ConversationResumed(
-            stored.info.id,
-            stored.info.title,
-            turns,
-            conversation.state(),
-            active.info,
-            conversation.settings.system_prompt,
-            time.perf_counter() - started,
-            result.read_again,
-            result.message_back,
-        )
-        return event, [*_damage_notice(stored.damage), *_resume_notices(result, conversation.cache.cache_size)]
+        return event, resume_notices(stored, result, conversation.cache.cache_size)
+
+    def describe(self, active: StartedConversation) -> ev.ConversationResumed:
+        """Return the state of the active conversation as resuming it would report it, without a turn that runs."""
+        if self.recorder is None or self.session is None:
+            return _resumed(active, None, {}, set())
+        store = self.recorder.store
+        figures = [_figures(each) for each in store.stats(self.session)]
+        return _resumed(active, store.find(self.session), {each.turn: each for each in figures if each}, set())
 
     def restore_into(self, active: StartedConversation, claimed: ClaimedSession) -> tuple[StoredSession, ResumeResult]:
         """Restore a session into `active`, a new conversation; return what was stored, and the result."""
@@ -352,6 +350,28 @@ def _figures(stats: Mapping[str, Any] | None) -> ev.TurnStats | None:
     return None
 
 
+def _resumed(
+    active: StartedConversation, info: SessionInfo | None, figures: Mapping[int, ev.TurnStats | None], cut: set[int]
+) -> ev.ConversationResumed:
+    """Return the event of a resumed conversation.
+
+    Args:
+        active: The conversation.
+        info: Its session; None if it is not saved.
+        figures: Those of its turns, by number.
+        cut: Turns whose reply was cut off.
+    """
+    conversation = active.conversation
+    turns = tuple(
+        _saved_turn(conversation, turn, figures.get(turn.number), turn.number in cut)
+        for turn in conversation.log.turns
+        if turn.end is not None
+    )
+    id_, title = ("", "") if info is None else (info.id, info.title)
+    prompt = conversation.settings.system_prompt
+    return ev.ConversationResumed(id_, title, turns, conversation.state(), active.info, prompt, 0.0)
+
+
 def _saved_turn(
     conversation: Conversation, turn: TurnRecord, stats: ev.TurnStats | None, was_cut: bool
 ) -> ev.SavedTurn:
@@ -382,11 +402,11 @@ def _damage_notice(parts: tuple[str, ...]) -> list[str]:
     return [f"Parts of this session are damaged in the database and were skipped: {', '.join(parts[:3])}{more}."]
 
 
-def _resume_notices(result: ResumeResult, cache_size: int) -> list[str]:
-    """Return notices for the user, one sentence each."""
+def resume_notices(stored: StoredSession, result: ResumeResult, cache_size: int) -> list[str]:
+    """Return what a user must know about a restored session, one sentence each."""
     from streamchat.conversation.fitting import unpinned_notice
 
-    notices = []
+    notices = _damage_notice(stored.damage)
     if result.read_again:
         notices.append(
             f"{result.read_again:,} tokens were prefilled again in {result.seconds:.1f} s, because {result.reason}."

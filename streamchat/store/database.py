@@ -12,10 +12,12 @@ ends.
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from hashlib import blake2b
 from pathlib import Path
 
 from streamchat.base import paths
@@ -30,6 +32,18 @@ from streamchat.store.users import UserLock
 def database_path() -> Path:
     """Return the path of the user's database."""
     return paths.data_dir() / "streamchat.db"
+
+
+def database_identity(path: Path) -> str:
+    """Return a text that tells a database from others, also from those of other machines; '' if there is no file.
+
+    Two programs on one machine that get the same text use the same file.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return blake2b(f"{socket.gethostname()}:{found.st_dev}:{found.st_ino}".encode(), digest_size=16).hexdigest()
 
 
 class Files:

@@ -45,6 +45,8 @@ class Narrator:
             case ev.ModelReady():
                 await self._ready(event)
             case ev.TurnStarted():
+                if self.current is not None and self.current.text != event.text:
+                    await self._give_way(self.current)
                 if self.current is None:
                     await self.send(event.text)
                 assert self.current is not None
@@ -80,6 +82,11 @@ class Narrator:
             await self._conversation.add_notice(line.text, line.kind)
             if line.kind != "info":
                 self._toast(line.text, line.kind)
+
+    async def _give_way(self, turn: Turn) -> None:
+        """Remove a message that waits on the server: a turn of another front end has started first."""
+        self.current = None
+        await self._conversation.remove_turn(turn)
 
     async def _load(self, event: ev.ModelLoading) -> None:
         if self._loading is None:

@@ -197,7 +197,7 @@ def test_leaving_says_how_to_resume(
 
     monkeypatch.setattr(cli, "make_engine", lambda *_: engine)
     monkeypatch.setattr(cli, "choose_front_end", lambda *_: front_end)
-    monkeypatch.setattr(cli, "_run_front_end", run)
+    monkeypatch.setattr(cli, "run_front_end", run)
     assert cli.main([]) == 0
     said = "streamchat: saved as a1b2; resume it with: streamchat --resume a1b2\n"
     assert capsys.readouterr().err == (said if says else "")
@@ -223,7 +223,7 @@ def test_leaving_says_when_the_latest_turns_are_not_saved(
 
     monkeypatch.setattr(cli, "make_engine", lambda *_: engine)
     monkeypatch.setattr(cli, "choose_front_end", lambda *_: "app")
-    monkeypatch.setattr(cli, "_run_front_end", run)
+    monkeypatch.setattr(cli, "run_front_end", run)
     assert cli.main([]) == 0
     assert capsys.readouterr().err == f"streamchat: {said}\n"
 

@@ -11,6 +11,8 @@ import pytest
 from streamchat.base.errors import ExitCode
 from streamchat.base.events import FinishReason, TurnFinished, TurnStats
 from streamchat.benchmarks import startup
+from streamchat.benchmarks.attaching import can_attach
+from streamchat.cli import front_ends
 from streamchat.cli import main as cli
 from streamchat.telemetry import trace
 from tests.support.models_help import save, tiny_llama
@@ -41,7 +43,7 @@ def test_a_reply_without_text_ends_the_wait(
     """The first token of a reply may be the one that ends it."""
     monkeypatch.setenv(trace.VARIABLE, str(tmp_path / "trace"))
     stats = TurnStats(1, 3, 0, 10, 64, 0, 0, 0.1, None, 1, 1, None, reason)
-    cli._mark_start(TurnFinished(stats, reason, "", "hello", reason == "error", "no memory"))
+    front_ends.mark_start(TurnFinished(stats, reason, "", "hello", reason == "error", "no memory"))
     assert list(trace.read_events(str(tmp_path / "trace"))) == marked
 
 
@@ -60,6 +62,13 @@ def test_a_start_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert 0 < figures["first paint"] < figures["model ready"] < figures["first token"]
     assert "first paint of the app" in text
     assert figures["first token in a pipe"] > 0
+    if can_attach():
+        attached = {
+            name: json.loads(last)[f"attached: {name}"]["median_s"] for name in ("paint", "token", "paint to token")
+        }
+        assert 0 < attached["paint"] < attached["token"]
+        assert attached["paint to token"] == pytest.approx(attached["token"] - attached["paint"], rel=0.01)
+        assert "streamchat attach: from first paint to first token" in text
     assert figures["import torch"] > 0
     ratio = json.loads(last)["first token in a pipe / import torch"]["median"]
     assert ratio == pytest.approx(figures["first token in a pipe"] / figures["import torch"], rel=0.01)

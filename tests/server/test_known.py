@@ -114,3 +114,9 @@ def test_ids_are_read_as_they_are_written() -> None:
     assert ReplyId.parse(str(id_)) == ReplyId.parse(f"resp_{id_}") == id_
     for text in ("", "abcdef", "abcdef_1", "abcdef_x_1", "ABC_1_1", "abcdef_1_1_1", "abcdef_1_é"):
         assert ReplyId.parse(text) is None
+
+
+@pytest.mark.parametrize("saved", ["xvzt3p", "x00000", "abc123"])
+def test_a_saved_session_may_have_an_id_that_begins_with_x(saved: str) -> None:
+    assert KnownSession(None, id=saved).is_saved
+    assert not KnownSession(None).is_saved

@@ -97,6 +97,7 @@ class ScriptedEngine:
         self._sample_s = sample_s
         self._told_speed = speed
 
+        self.pretended_server = ""
         self.origins: dict[str, str] = {}
         """What `origin` says about the settings that are not defaults."""
         self.sent: list[rq.Request] = []
@@ -146,6 +147,11 @@ class ScriptedEngine:
     def busy(self) -> bool:
         """A turn is running or queued."""
         return self._pending > 0
+
+    @property
+    def server(self) -> str:
+        """The server that it pretends to be attached to."""
+        return self.pretended_server
 
     def subscribe(self, sink: Callable[[ev.Event], None]) -> Callable[[], None]:
         """Call `sink` with every event from now on; returns a function that ends it."""

@@ -18,6 +18,7 @@ from streamchat.base.events.cache import (
     Trigger,
     TurnPinned,
 )
+from streamchat.base.events.connection import ConnectionChanged
 from streamchat.base.events.event import Event
 from streamchat.base.events.model import (
     EngineClosed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamchat.frontend.slash.conversation import CLEAR, SYSTEM
+from streamchat.frontend.slash.detach import DETACH
 from streamchat.frontend.slash.files import READ
 from streamchat.frontend.slash.imports import IMPORT
 from streamchat.frontend.slash.model import MODEL
@@ -22,6 +23,7 @@ def default_registry() -> SlashRegistry:
         registry.add(command)
     SessionCommands().add_to(registry)
     registry.add(IMPORT)
+    registry.add(DETACH)
     registry.add(
         SlashCommand("quit", "", "exit streamchat", lambda context, argument: SlashResult(quit=True), ("exit", "q"))
     )

@@ -7,8 +7,8 @@ from itertools import islice
 from streamchat.base.paths import user_path
 from streamchat.frontend import file_access, mentions
 from streamchat.frontend.messages import imported_lines, imported_sentence, skipped_sentence
+from streamchat.frontend.saved import open_store
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
-from streamchat.store.store import Store
 
 MAX_LISTED = 20
 USAGE = "usage: /import FILE [N, TITLE or all]"
@@ -29,7 +29,7 @@ def _import(context: SlashContext, argument: str) -> SlashResult:
         hint = f"/import {mentions.quoted(path)} N imports one, a part of a title those with it, and all imports all"
         return SlashResult("\n".join([*rows, hint]))
     chosen = sessions if wanted in ("", "all") else choose_sessions(sessions, wanted)
-    with Store() as store:
+    with open_store() as store:
         ids = store.add(each.as_new() for each in chosen)
     done = list(map(imported_sentence, ids, chosen))
     rows = done[:MAX_LISTED]

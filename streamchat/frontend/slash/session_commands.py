@@ -14,11 +14,11 @@ from streamchat.base.requests import Compact, Edit, OpenSession, Quote, Retry, S
 from streamchat.base.sanitize import one_line
 from streamchat.frontend import file_access
 from streamchat.frontend.messages import QUOTE_REPLY, note_prompt, quote_prompt, search_hit_line, session_line
+from streamchat.frontend.saved import open_store
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.sessions.settings import portable_model_name
 from streamchat.sessions.transcripts.export import FORMATS, export, write_export
 from streamchat.store.records import SearchHit
-from streamchat.store.store import Store
 
 MAX_SESSIONS = 10
 MAX_RESULTS = 12
@@ -107,7 +107,7 @@ class SessionCommands:
         """Run `/recall WORDS`."""
         if not argument:
             return SlashResult("usage: /recall WORDS (finds messages that contain all of them)", error=True)
-        with Store() as store:
+        with open_store() as store:
             self._found = store.search(argument, limit=MAX_RESULTS)
         if not self._found:
             return SlashResult(f"no messages match {argument!r}")
@@ -155,7 +155,7 @@ class SessionCommands:
 
     def sessions(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/sessions [WORDS]`."""
-        with Store() as store:
+        with open_store() as store:
             found = store.sessions(argument, limit=MAX_SESSIONS + 1)
         if not found:
             return SlashResult(f"no sessions match {argument!r}" if argument else "no saved sessions yet")
@@ -175,7 +175,7 @@ class SessionCommands:
             return SlashResult("usage: /resume ID (/sessions lists the ids)", error=True)
         if answer.strip() not in ("", "yes"):
             return SlashResult(f"{answer.strip()!r} is not a valid answer; only yes may follow the id", error=True)
-        with Store() as store:
+        with open_store() as store:
             info = store.find(name)
         session = info.id
         if session == context.board.session:
@@ -186,7 +186,7 @@ class SessionCommands:
 
     def complete_id(self, context: SlashContext, argument: str) -> list[tuple[str, str]]:
         """(id, title) of sessions whose id starts with `argument`."""
-        with Store() as store:
+        with open_store() as store:
             return [
                 (info.id, one_line(info.title)) for info in store.sessions(limit=50) if info.id.startswith(argument)
             ]
@@ -197,7 +197,7 @@ class SessionCommands:
         if argument:
             context.engine.send(SetTitle(argument))
             return SlashResult()
-        with Store() as store:
+        with open_store() as store:
             return SlashResult(f"{one_line(store.find(session).title)} ({session})")
 
     def export(self, context: SlashContext, argument: str) -> SlashResult:
@@ -214,7 +214,7 @@ class SessionCommands:
         kind = FORMATS.get(path.suffix.lower())
         if kind is None:
             raise ConfigError(f"{path.name}: the file name must end in {', '.join(FORMATS)}")
-        with Store() as store:
+        with open_store() as store:
             saved = store.load(session)
         lost = f"; skipped because damaged in the database: {', '.join(saved.damage)}" if saved.damage else ""
         return path, export(saved, kind), len(saved.turns), lost

@@ -163,11 +163,15 @@ class ChatScreen(CommandScreen):
                 self.prompt.restore_text(f"/keep {printable(text)}")
             case ev.TextCounted():
                 self._composer.counted(event)
+            case ev.TurnStarted() if not self.state.watching:
+                self._outbox.started()
+                self.show_keys()
             case ev.TurnFinished():
                 self._reading = None
-                if event.rolled_back:
+                if event.rolled_back and event.text:
                     await self.restore(event)
-                await self.engine_idle()
+                if not self._outbox.waits_behind(event.text):
+                    await self.engine_idle()
             case ev.EngineFailed():
                 self._reading = None
                 self._outbox.failed()

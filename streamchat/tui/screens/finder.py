@@ -19,6 +19,7 @@ from streamchat.base.errors import StoreError
 from streamchat.base.formatting import human_when, plural
 from streamchat.base.sanitize import one_line
 from streamchat.frontend.messages import excerpt
+from streamchat.frontend.saved import open_store
 from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
 from streamchat.tui.bindings import bind, hint
@@ -94,7 +95,7 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
     def find(self, words: str) -> tuple[list[Text], str]:
         """Search for `words`; sets `_rows`. Returns the drawn rows, and what the user must know if there are none."""
         try:
-            with Store() as store:
+            with open_store() as store:
                 rows = [row.render() for row in self.find_rows(store, words)]
         except StoreError as error:
             return [], str(error)

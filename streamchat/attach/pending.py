@@ -1,0 +1,110 @@
+"""The requests of a front end on their way: not received yet, and turns that the server has not finished."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from streamchat.attach.frames import Asked
+from streamchat.base import events as ev
+from streamchat.base.requests import Compact, Edit, Quote, Request, Retry, Submit, TurnRequest
+from streamchat.base.sanitize import encodable
+from streamchat.engine.missing_turn import missing_turn
+
+NEWEST = 8
+"""Turns among which an own message is looked for if the connection was lost for long."""
+
+
+@dataclass(frozen=True)
+class _Turn:
+    number: int
+    request: TurnRequest
+
+    @property
+    def text(self) -> str | None:
+        """Its message; None if it repeats another one, or has none."""
+        return None if isinstance(self.request, Retry | Compact) else encodable(self.request.text)
+
+
+class PendingRequests:
+    """Numbers the requests and remembers what is not done. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._unreceived: list[Asked] = []
+        self._turns: list[_Turn] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn of this front end runs or waits."""
+        return bool(self._turns)
+
+    @property
+    def unreceived_texts(self) -> list[str]:
+        """Messages that the server has not received."""
+        requests = [asked.request for asked in self._unreceived]
+        return [request.text for request in requests if isinstance(request, Submit | Edit)]
+
+    def add(self, request: Request) -> Asked:
+        """Return the request with its number."""
+        self._last += 1
+        asked = Asked(self._last, request)
+        self._unreceived.append(asked)
+        if isinstance(request, TurnRequest):
+            self._turns.append(_Turn(self._last, request))
+        return asked
+
+    def received(self, number: int) -> None:
+        """Note that the server has all requests up to this number."""
+        self._unreceived = [asked for asked in self._unreceived if asked.number > number]
+
+    def unreceived(self) -> list[Asked]:
+        """Return the requests to send again."""
+        return list(self._unreceived)
+
+    def is_own(self, event: ev.TurnFinished) -> bool:
+        """Note the end of a turn; return whether this front end has requested it."""
+        for turn in self._turns:
+            if not isinstance(turn.request, Compact) and turn.text in (None, event.text):
+                self._turns.remove(turn)
+                return True
+        return False
+
+    def summarized(self) -> None:
+        """Note the end of a summary."""
+        for turn in self._turns:
+            if isinstance(turn.request, Compact):
+                self._turns.remove(turn)
+                return
+
+    def ends_before(self, events: Iterable[ev.Event], unfinished: Collection[int]) -> list[ev.Event]:
+        """Return the ends of the turns whose end was missed, given a new state of the session.
+
+        A message that the session does not have is given back: its turn counts as rolled back.
+
+        Args:
+            events: Those of the state.
+            unfinished: Numbers of the turns that still run or wait.
+        """
+        waiting = {asked.number for asked in self._unreceived} | set(unfinished)
+        gone = [turn for turn in self._turns if turn.number not in waiting]
+        self._turns = [turn for turn in self._turns if turn.number in waiting]
+        known: list[str] = []
+        for event in events:
+            if isinstance(event, ev.ConversationResumed):
+                known += [turn.text for turn in event.turns[-NEWEST:]] + [event.restored_message]
+            elif isinstance(event, ev.TurnStarted):
+                known.append(event.text)
+        return [_end_of(turn, known) for turn in gone]
+
+
+def _end_of(turn: _Turn, known: list[str]) -> ev.Event:
+    match turn.request:
+        case Compact():
+            return ev.SummaryReady("", (0, 0))
+        case Quote() | Retry():
+            return missing_turn("")
+        case _ if turn.text in known:
+            return missing_turn("", rolled_back=False)
+        case _:
+            return missing_turn(turn.text or "")

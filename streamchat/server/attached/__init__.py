@@ -1,0 +1,1 @@
+"""Front ends of other processes on the server's sessions: `streamchat attach`."""

@@ -1,0 +1,157 @@
+"""The front ends that the server knows, also while their connection is lost."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from streamchat.attach.frames import event_text
+from streamchat.base import events as ev
+from streamchat.base.errors import StreamchatError
+from streamchat.base.requests import (
+    CancelFetch,
+    Clear,
+    FetchModel,
+    OpenSession,
+    Request,
+    SetSystemPrompt,
+    Stop,
+    TurnRequest,
+)
+from streamchat.server.attached.host import KEPT_MODEL, NewSession, OtherSession
+from streamchat.server.attached.session import SharedSession
+from streamchat.server.attached.sessions import Placed, SharedSessions
+
+MAX_CLIENTS = 1000
+MAX_PRIVATE = 256
+"""Private messages that wait for a front end; older ones are dropped."""
+LEAVING = (Clear, SetSystemPrompt, OpenSession)
+"""Requests after which a front end may move to another session."""
+
+
+class Link(Protocol):
+    """The connection of a front end."""
+
+    def show(self, placed: Placed) -> None:
+        """Send a state."""
+        ...
+
+    def wake(self) -> None:
+        """Look for something to send, or to do."""
+        ...
+
+    def end(self) -> None:
+        """End the connection."""
+        ...
+
+
+@dataclass(eq=False)
+class Client:
+    """One front end. Used on the event loop's thread, if nothing else is said.
+
+    Args:
+        id: Its own choice, so that it is recognized after a lost connection.
+        sessions: All shared sessions.
+    """
+
+    id: str
+    sessions: SharedSessions
+    shared: SharedSession | None = None
+    """The session that it looks at."""
+    received: int = 0
+    """Number of the newest request that was received."""
+    unfinished: set[int] = field(default_factory=set)
+    """Numbers of its turns that run or wait."""
+    leaving: bool = False
+    """Whether a request may still move it to another session; later requests wait."""
+    connection: Link | None = None
+    private: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_PRIVATE))
+
+    def take(self, number: int, request: Request) -> None:
+        """Carry out a request, if it did not arrive before."""
+        if number <= self.received:
+            return
+        self.received = number
+        if isinstance(request, FetchModel):
+            self._say(ev.ModelFetched(request.name, KEPT_MODEL.format(name=request.name)))
+        elif not isinstance(request, CancelFetch | Stop) and self.shared is not None:
+            if isinstance(request, TurnRequest):
+                self.unfinished.add(number)
+            self.leaving |= isinstance(request, LEAVING)
+            self.shared.send(request, _Numbered(self, number, self.shared))
+
+    def stop(self) -> None:
+        """Stop the running turn, or the first waiting one."""
+        if self.shared is not None:
+            self.shared.send(Stop(), _Numbered(self, 0, self.shared))
+
+    def is_at(self, log: str) -> bool:
+        """Return whether it looks at the session with this history."""
+        return self.shared is not None and self.shared.history.id == log
+
+    def place(self, placed: Placed) -> None:
+        """Show it a session."""
+        self.shared, self.leaving = placed.shared, False
+        if self.connection is not None:
+            self.connection.show(placed)
+
+    def stay(self, error: StreamchatError) -> None:
+        """Tell it why it stays where it is."""
+        self.leaving = False
+        self._say(ev.Notice(str(error), "error"))
+
+    def _say(self, event: ev.Event) -> None:
+        self.private.append(event_text(event))
+        self.wake()
+
+    def wake(self) -> None:
+        """Send what there is to send."""
+        if self.connection is not None:
+            self.connection.wake()
+
+    def _done(self, number: int, moves: bool) -> None:
+        self.unfinished.discard(number)
+        self.leaving &= moves
+        self.wake()
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """Implements `Sender` for one request of a front end."""
+
+    client: Client
+    number: int
+    shared: SharedSession
+
+    def tell(self, event: ev.Event) -> None:
+        self.client.sessions.post(self.client._say, event)
+
+    def done(self, *, moves: bool) -> None:
+        self.client.sessions.post(self.client._done, self.number, moves)
+
+    def move(self, wish: NewSession | OtherSession) -> None:
+        client, sessions = self.client, self.client.sessions
+        sessions.post(lambda: sessions.find(wish, self.shared, client.place, client.stay))
+
+
+class Clients:
+    """All front ends that were connected lately. Used on the event loop's thread."""
+
+    def __init__(self, sessions: SharedSessions) -> None:
+        self._sessions = sessions
+        self._clients: OrderedDict[str, Client] = OrderedDict()
+
+    def get(self, id_: str) -> Client:
+        """Return the front end with this id, a new one if it is not known."""
+        client = self._clients.setdefault(id_, Client(id_, self._sessions))
+        self._clients.move_to_end(id_)
+        for each in [each for each in self._clients.values() if each.connection is None and each is not client]:
+            if len(self._clients) <= MAX_CLIENTS:
+                break
+            del self._clients[each.id]
+        return client
+
+    def connected(self) -> list[Client]:
+        """Return those that are connected."""
+        return [client for client in list(self._clients.values()) if client.connection is not None]

@@ -1,0 +1,65 @@
+"""Front ends that are attached to a server in this process."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from streamchat.attach.address import parse_address
+from streamchat.attach.connection import Connection
+from streamchat.attach.engine import AttachedEngine
+from streamchat.attach.frames import FromServer, Numbered
+from streamchat.base import events as ev
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
+from tests.support.api_server import Running
+from tests.support.real_engine import Watched
+
+
+class Front(Watched):
+    """An attached front end, and the events that it got."""
+
+    def __init__(self, engine: AttachedEngine) -> None:
+        super().__init__(cast(Any, engine))
+        self.attached = engine
+        self.numbered: list[tuple[int, ev.Event]] = []
+        """The numbered events, as the server sent them."""
+
+    def cut(self) -> None:
+        """Lose the connection."""
+        connection = self.attached._connection
+        assert connection is not None
+        connection._socket.socket.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def attached(running: Running | str, session: str = "", *, new: bool = False, token: str = "") -> Iterator[Front]:
+    """A front end that is attached and ready."""
+    fronts: list[Front] = []
+
+    class Recorded(Connection):
+        def read(self) -> Iterator[FromServer]:
+            for message in super().read():
+                if isinstance(message, Numbered):
+                    fronts[0].numbered.append((message.number, message.event))
+                yield message
+
+    base = running if isinstance(running, str) else running.base
+    configuration = Configuration(Settings(), {})
+    engine = AttachedEngine(parse_address(base, token), configuration, session, new=new, connect=Recorded)
+    front = Front(engine)
+    fronts.append(front)
+    try:
+        engine.start()
+        front.wait(ev.ModelReady)
+        yield front
+    finally:
+        assert engine.close(10)
+
+
+def steady(numbered: list[tuple[int, ev.Event]]) -> bool:
+    """Whether the numbers of events have no gap and no repetition."""
+    numbers = [number for number, _ in numbered]
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
