@@ -18,6 +18,7 @@ from streamchat.cache.eviction.options import Eviction, EvictionOptions, TurnPla
 from streamchat.cache.eviction.policies import load_policy
 from streamchat.cache.eviction.policy import CacheView, Cut, Retention, Run, merged_runs, runs_without, starts_after
 from streamchat.cache.fed_tokens import FedTokens
+from streamchat.cache.history import CacheHistory
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.select import is_mixed, streaming_layer
 from streamchat.cache.positions.fit import PositionFit
@@ -100,6 +101,8 @@ class StreamingCache(DynamicCache):
         self.reports_stream_length = False
         """Let `get_seq_length` count all tokens of the stream, as `generate` needs it outside of forwards."""
         self._pending: Tensor | None = None
+        self.history: CacheHistory | None = None
+        """Records changes so that they can be undone; None unless a user of the cache needs that."""
 
     # --- contents ---------------------------------------------------------------------------------------------
 
@@ -356,13 +359,25 @@ class StreamingCache(DynamicCache):
         self.turn_starts.clear()
         self.pins, self.compression_count = (), 0
         self._plan = None
+        if self.history is not None:
+            self.history.clear()
 
     # --- internals --------------------------------------------------------------------------------------------
 
-    def _evict_from_layers(self, prefix: int, count: int) -> None:
+    def _cut(self, cut: Cut) -> list[Run]:
+        """Evict the slots of `cut` from layers and ledger; return their log indices."""
+        left = Ledger(list(self.ledger.runs), self.ledger.next_index)
+        dropped = left.evict(cut.at, cut.count)
         with torch.inference_mode(False), torch.no_grad():
-            for layer in self.streaming_layers:
-                layer.evict(prefix, count)
+            if self.history is not None:
+                self.history.before_cut(cut.at, tuple(dropped))
+            self._evict_from_layers(cut.at, cut.count)
+        self.ledger = left
+        return dropped
+
+    def _evict_from_layers(self, prefix: int, count: int) -> None:
+        for layer in self.streaming_layers:
+            layer.evict(prefix, count)
 
     def note_input_ids(self, ids: Tensor | None) -> None:
         """Note the (batch, n) ids that the next forward feeds; None for embeddings. Called by the hook."""
@@ -389,6 +404,8 @@ class StreamingCache(DynamicCache):
     def rebase_positions(self) -> None:
         """Move the positions of all layers so that they start at 0."""
         with torch.inference_mode(False), torch.no_grad():
+            if self.history is not None:
+                self.history.before_rebase()
             for layer in self.streaming_layers:
                 layer.rebase()
 
@@ -398,8 +415,7 @@ class StreamingCache(DynamicCache):
         before = self.length
         dropped: list[Run] = []
         for cut in cuts:
-            self._evict_from_layers(cut.at, cut.count)
-            dropped += self.ledger.evict(cut.at, cut.count)
+            dropped += self._cut(cut)
         self.compression_count += 1
         self.turn_starts = starts_after(self.turn_starts, dropped, self.retention, self.ledger)
         if self.options.on_evict is not None:

@@ -1,0 +1,190 @@
+"""The latest changes of a cache, each of which can be undone to the bit without a forward pass.
+
+An eviction moves only the tokens before the cut, which are written from their originals, and leaves the window where
+it is. So its inverse needs the evicted slots only: O(evicted tokens) of memory and time, not O(cache). A rebase rotates
+the window in place; for its inverse the keys are copied, once per thousands of tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from streamchat.cache.eviction.policy import Run, merged_runs
+from streamchat.cache.layers.cuts import LayerState, save_cut, save_rebase, undo_cut, undo_rebase
+
+if TYPE_CHECKING:
+    from streamchat.cache.streaming import StreamingCache
+
+_log = logging.getLogger(__name__)
+SMALLEST_LIMIT = 64 << 20
+"""Bytes that a history may always have."""
+
+
+class Step(Protocol):
+    """A change of all layers."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that undoing it needs."""
+        ...
+
+    def undo(self, cache: StreamingCache, stop: int) -> None:
+        """Undo it in layers and ledger of a `cache` whose tokens from log index `stop` on were removed."""
+        ...
+
+
+@dataclass(frozen=True)
+class CutStep:
+    """An eviction of consecutive slots."""
+
+    at: int
+    """The first evicted slot."""
+    dropped: tuple[Run, ...]
+    """Log indices of the evicted tokens."""
+    layers: tuple[LayerState, ...]
+
+    @property
+    def count(self) -> int:
+        """Evicted tokens."""
+        return sum(stop - first for first, stop in self.dropped)
+
+    @property
+    def nbytes(self) -> int:
+        """See `Step`."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def undo(self, cache: StreamingCache, stop: int) -> None:
+        """See `Step`."""
+        back = [(first, min(last, stop)) for first, last in self.dropped if first < stop]
+        keep = sum(last - first for first, last in back)
+        for layer, before in zip(cache.streaming_layers, self.layers, strict=True):
+            undo_cut(layer, before, self.at, self.count, keep)
+        cache.ledger.runs = merged_runs([*cache.ledger.runs, *back])
+
+
+@dataclass(frozen=True)
+class RebaseStep:
+    """A move of all positions."""
+
+    layers: tuple[LayerState, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """See `Step`."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def undo(self, cache: StreamingCache, stop: int) -> None:
+        """See `Step`."""
+        for layer, before in zip(cache.streaming_layers, self.layers, strict=True):
+            undo_rebase(layer, before)
+
+
+class CacheHistory:
+    """Records the changes of one cache. `StreamingCache.history` calls it before each of them.
+
+    Args:
+        cache: The cache; its layers hold tokens only, without recurrent states.
+    """
+
+    def __init__(self, cache: StreamingCache) -> None:
+        self._cache = cache
+        self.limit_bytes = SMALLEST_LIMIT
+        """Memory for the changes; the oldest ones are dropped first."""
+        self._steps: deque[Step] = deque()
+        self._first = 0
+        """Number of the oldest step that is kept."""
+        self._bytes = 0
+        self._own_from: int | None = None
+
+    @property
+    def mark(self) -> int:
+        """The number of the next change, for `undo_to`."""
+        return self._first + len(self._steps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all changes."""
+        return self._bytes
+
+    def reaches(self, mark: int) -> bool:
+        """Return whether the state at `mark` can be restored."""
+        return self._first <= mark <= self.mark
+
+    def since(self, mark: int) -> Iterator[Step]:
+        """Yield the changes since `mark`, oldest first, as far as they are kept."""
+        for number, step in enumerate(self._steps, self._first):
+            if number >= mark:
+                yield step
+
+    def begin_turn(self) -> None:
+        """Start a turn at the next token. Changes that it makes are undone up to here or further.
+
+        So the tokens of the turn itself need not be kept when it evicts them.
+        """
+        self._own_from = self._cache.ledger.next_index
+
+    def before_cut(self, at: int, dropped: tuple[Run, ...]) -> None:
+        """Record the eviction of the tokens `dropped` from slot `at` on, before it happens."""
+        stop = self._stop
+        older = sum(min(last, stop) - first for first, last in dropped if first < stop)
+        front = min(at, self._cache.ledger.slot_from(stop))
+        self._record(lambda: CutStep(at, dropped, tuple(save_cut(self._cache.streaming_layers, at, older, front))))
+
+    def before_rebase(self) -> None:
+        """Record a rebase, before it happens."""
+        front = self._cache.ledger.slot_from(self._stop)
+        self._record(lambda: RebaseStep(tuple(save_rebase(self._cache.streaming_layers, front))))
+
+    @property
+    def _stop(self) -> int:
+        """Log index from which on tokens need not be kept."""
+        return self._cache.ledger.next_index if self._own_from is None else self._own_from
+
+    def _record(self, step: Callable[[], Step]) -> None:
+        try:
+            self.add(step())
+        except (RuntimeError, MemoryError):
+            _log.warning("not enough memory to record a change of the cache; undo will need a prefill", exc_info=True)
+            self.clear()
+
+    def add(self, step: Step) -> None:
+        """Record a change."""
+        self._steps.append(step)
+        self._bytes += step.nbytes
+        while self._bytes > self.limit_bytes and len(self._steps) > 1:
+            self._drop_oldest()
+
+    def undo_to(self, mark: int, stop: int) -> None:
+        """Undo all changes since `mark`. Layers and ledger are then as they were, up to log index `stop`.
+
+        Args:
+            mark: A `mark` that the history reaches.
+            stop: Log index of the next token at that mark, or earlier. The cache has no newer tokens.
+        """
+        assert self.reaches(mark)
+        with torch.inference_mode(False), torch.no_grad():
+            while self.mark > mark:
+                step = self._steps.pop()
+                self._bytes -= step.nbytes
+                step.undo(self._cache, stop)
+
+    def forget_before(self, mark: int) -> None:
+        """Drop the changes before `mark`."""
+        while self._steps and self._first < mark:
+            self._drop_oldest()
+
+    def clear(self) -> None:
+        """Drop all changes: no earlier state can be restored."""
+        self._first = self.mark + 1
+        self._steps.clear()
+        self._bytes = 0
+
+    def _drop_oldest(self) -> None:
+        self._bytes -= self._steps.popleft().nbytes
+        self._first += 1
