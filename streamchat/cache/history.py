@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from streamchat.cache.eviction.policy import Run, merged_runs
-from streamchat.cache.layers.cuts import LayerState, save_cut, save_rebase, undo_cut, undo_rebase
+from streamchat.cache.layers.cuts import StateBefore, save_cut, save_rebase, undo_cut, undo_rebase
 
 if TYPE_CHECKING:
     from streamchat.cache.streaming import StreamingCache
@@ -47,7 +47,7 @@ class CutStep:
     """The first evicted slot."""
     dropped: tuple[Run, ...]
     """Log indices of the evicted tokens."""
-    layers: tuple[LayerState, ...]
+    before: StateBefore
 
     @property
     def count(self) -> int:
@@ -57,14 +57,13 @@ class CutStep:
     @property
     def nbytes(self) -> int:
         """See `Step`."""
-        return sum(layer.nbytes for layer in self.layers)
+        return self.before.nbytes
 
     def undo(self, cache: StreamingCache, stop: int) -> None:
         """See `Step`."""
         back = [(first, min(last, stop)) for first, last in self.dropped if first < stop]
         keep = sum(last - first for first, last in back)
-        for layer, before in zip(cache.streaming_layers, self.layers, strict=True):
-            undo_cut(layer, before, self.at, self.count, keep)
+        undo_cut(cache.streaming_layers, self.before, self.at, self.count, keep)
         cache.ledger.runs = merged_runs([*cache.ledger.runs, *back])
 
 
@@ -72,17 +71,16 @@ class CutStep:
 class RebaseStep:
     """A move of all positions."""
 
-    layers: tuple[LayerState, ...]
+    before: StateBefore
 
     @property
     def nbytes(self) -> int:
         """See `Step`."""
-        return sum(layer.nbytes for layer in self.layers)
+        return self.before.nbytes
 
     def undo(self, cache: StreamingCache, stop: int) -> None:
         """See `Step`."""
-        for layer, before in zip(cache.streaming_layers, self.layers, strict=True):
-            undo_rebase(layer, before)
+        undo_rebase(cache.streaming_layers, self.before)
 
 
 class CacheHistory:
@@ -134,12 +132,12 @@ class CacheHistory:
         stop = self._stop
         older = sum(min(last, stop) - first for first, last in dropped if first < stop)
         front = min(at, self._cache.ledger.slot_from(stop))
-        self._record(lambda: CutStep(at, dropped, tuple(save_cut(self._cache.streaming_layers, at, older, front))))
+        self._record(lambda: CutStep(at, dropped, save_cut(self._cache.streaming_layers, at, older, front)))
 
     def before_rebase(self) -> None:
         """Record a rebase, before it happens."""
         front = self._cache.ledger.slot_from(self._stop)
-        self._record(lambda: RebaseStep(tuple(save_rebase(self._cache.streaming_layers, front))))
+        self._record(lambda: RebaseStep(save_rebase(self._cache.streaming_layers, front)))
 
     @property
     def _stop(self) -> int:

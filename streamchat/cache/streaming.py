@@ -266,9 +266,10 @@ class StreamingCache(DynamicCache):
 
     def discard_partial_forward(self) -> None:
         """Truncate all layers to the ledger's length: a forward that failed halfway leaves some of them longer."""
+        length = self.length
         for layer in self.streaming_layers:
-            if layer.length > self.length:
-                layer.truncate(self.length)
+            if layer.length > length:
+                layer.truncate(length)
 
     def replace_not_finite(self) -> None:
         """Replace NaN and infinities in the buffers by 0.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.slots import (
+    CopiedStates,
     SlotState,
     copied,
     open_front,
@@ -20,14 +21,14 @@ from streamchat.cache.layers.slots import (
 
 
 @dataclass(frozen=True)
-class LayerState:
-    """What a change of one layer loses: contents of slots, and the bookkeeping before it. Tensors in main memory."""
+class StateBefore:
+    """What a change of all layers loses: contents of slots, and the bookkeeping before it."""
 
-    slots: SlotState
-    """The slots that an eviction drops; {} for other changes."""
-    originals: SlotState
+    slots: CopiedStates
+    """The slots that an eviction drops; none for other changes."""
+    originals: CopiedStates
     """The originals of those slots, as far as they have some."""
-    moved: SlotState
+    moved: CopiedStates
     """The slots from `written` on that the change writes anew."""
     base: int
     """Absolute position of the first slot."""
@@ -38,11 +39,11 @@ class LayerState:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        return sum(x.nbytes for state in (self.slots, self.originals, self.moved) for x in state.values())
+        return self.slots.nbytes + self.originals.nbytes + self.moved.nbytes
 
 
-def save_cut(layers: Sequence[StreamingLayer], at: int, count: int, front: int) -> list[LayerState]:
-    """Return what evicting slots from slot `at` on loses, per layer. O(saved slots).
+def save_cut(layers: Sequence[StreamingLayer], at: int, count: int, front: int) -> StateBefore:
+    """Return what evicting slots from slot `at` on loses. O(saved slots).
 
     The slots before `at` move as well. Those that were written from their originals before can be written from them
     again, so only the others are saved.
@@ -53,77 +54,78 @@ def save_cut(layers: Sequence[StreamingLayer], at: int, count: int, front: int) 
         count: How many of the evicted slots to save, from the first one on.
         front: How many of the slots before `at` to save.
     """
-    slots = copied([read_slots(layer, at, at + count) if count else {} for layer in layers])
-    originals = copied([read_originals(layer, at, at + count) if count else {} for layer in layers])
+    slots, originals = CopiedStates(), CopiedStates()
+    if count:
+        slots = copied([read_slots(layer, at, at + count) for layer in layers])
+        originals = copied([read_originals(layer, at, at + count) for layer in layers])
     moved = copied([_unwritten(layer, front) for layer in layers])
-    return _states(layers, slots, originals, moved)
+    return _state(layers, slots, originals, moved)
 
 
-def save_rebase(layers: Sequence[StreamingLayer], front: int) -> list[LayerState]:
+def save_rebase(layers: Sequence[StreamingLayer], front: int) -> StateBefore:
     """Return what a rebase loses in the first `front` slots: their keys, which are rotated in place. O(front)."""
-    none: list[SlotState] = [{} for _ in layers]
     moved = copied([_rotated(layer, _unwritten(layer, front)) for layer in layers])
-    return _states(layers, none, none, moved)
+    return _state(layers, CopiedStates(), CopiedStates(), moved)
 
 
-def undo_cut(layer: StreamingLayer, before: LayerState, at: int, count: int, keep: int) -> None:
+def undo_cut(layers: Sequence[StreamingLayer], before: StateBefore, at: int, count: int, keep: int) -> None:
     """Undo the eviction of `count` slots from slot `at` on. O(restored slots and those before them).
 
     Args:
-        layer: In the state after it, or with newest slots removed since.
-        before: The layer's state of `save_cut`.
+        layers: In the state after it, or with newest slots removed since.
+        before: The state of `save_cut`.
         at: The first evicted slot.
         count: The number of evicted slots.
         keep: How many of them to restore. The others were newer than a token that was removed since.
     """
-    if layer.buffers is None or layer.length + keep == 0:
-        return
-    at = min(at, layer.length)
-    open_front(layer, keep)
-    _put_back_originals(layer, before, at, count, keep)
-    layer.start -= keep
-    layer.base = before.base
-    if keep:
-        write_slots(layer, at, {name: tensor[:, :, :keep] for name, tensor in before.slots.items()})
-    _rewrite(layer, before, at)
-    layer._refresh_views()
+    for i, layer in enumerate(layers):
+        if layer.buffers is None or layer.length + keep == 0:
+            continue
+        first = min(at, layer.length)
+        open_front(layer, keep)
+        _put_back_originals(layer, before, i, first, count, keep)
+        layer.start -= keep
+        layer.base = before.base
+        if keep:
+            write_slots(layer, first, {name: tensor[:, :, :keep] for name, tensor in before.slots.of(i).items()})
+        _rewrite(layer, before, i, first)
+        layer._refresh_views()
 
 
-def undo_rebase(layer: StreamingLayer, before: LayerState) -> None:
+def undo_rebase(layers: Sequence[StreamingLayer], before: StateBefore) -> None:
     """Undo a rebase; newest slots may have been removed since."""
-    if layer.buffers is None or layer.length == 0:
-        return
-    layer.base = before.base
-    _rewrite(layer, before, layer.length)
+    for i, layer in enumerate(layers):
+        if layer.buffers is not None and layer.length:
+            layer.base = before.base
+            _rewrite(layer, before, i, layer.length)
 
 
-def _put_back_originals(layer: StreamingLayer, before: LayerState, at: int, count: int, keep: int) -> None:
+def _put_back_originals(layer: StreamingLayer, before: StateBefore, index: int, at: int, count: int, keep: int) -> None:
     """Restore the originals of the slots that had some before the cut, and drop those that it made."""
     states = [read_originals(layer, 0, min(at, before.known))]
     if before.known > at and keep:
-        states.append({name: tensor[:, :, :keep] for name, tensor in before.originals.items()})
+        states.append({name: tensor[:, :, :keep] for name, tensor in before.originals.of(index).items()})
         states.append(read_originals(layer, at, max(at, before.known - count)))
     set_originals(layer, [originals_of(state) for state in states if state])
 
 
-def _rewrite(layer: StreamingLayer, before: LayerState, stop: int) -> None:
+def _rewrite(layer: StreamingLayer, before: StateBefore, index: int, stop: int) -> None:
     """Write the first `stop` slots as they were at position `before.base`."""
     from_originals = min(before.written, stop, originals_count(layer))
     if from_originals:
         layer._write_prefix(from_originals)
     layer.written = min(before.written, layer.length)
     left = stop - before.written
-    if left > 0 and before.moved:
-        write_slots(layer, before.written, {name: tensor[:, :, :left] for name, tensor in before.moved.items()})
+    if left > 0:
+        moved = before.moved.of(index)
+        write_slots(layer, before.written, {name: tensor[:, :, :left] for name, tensor in moved.items()})
 
 
-def _states(
-    layers: Sequence[StreamingLayer], slots: list[SlotState], originals: list[SlotState], moved: list[SlotState]
-) -> list[LayerState]:
-    return [
-        LayerState(slots[i], originals[i], moved[i], layer.base, layer.written, originals_count(layer))
-        for i, layer in enumerate(layers)
-    ]
+def _state(
+    layers: Sequence[StreamingLayer], slots: CopiedStates, originals: CopiedStates, moved: CopiedStates
+) -> StateBefore:
+    first = layers[0]  # positions and copies are the same in all layers
+    return StateBefore(slots, originals, moved, first.base, first.written, originals_count(first))
 
 
 def _unwritten(layer: StreamingLayer, stop: int) -> SlotState:

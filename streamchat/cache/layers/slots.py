@@ -6,6 +6,7 @@ What a slot stores is a dict of tensors, (batch, heads, slots, ...) each, so tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -81,18 +82,34 @@ def open_front(layer: StreamingLayer, count: int) -> None:
     layer._refresh_views()
 
 
-def copied(states: Sequence[SlotState]) -> list[SlotState]:
-    """Return copies of states in main memory, one per layer, made with few operations.
+@dataclass(frozen=True)
+class CopiedStates:
+    """Copies of one state per layer, in main memory. Tensors of one shape are stacked: there are dozens of layers."""
 
-    Tensors of one shape and dtype are copied at once: a cache has dozens of layers, and each operation has a cost.
-    """
-    groups: dict[tuple[object, ...], list[tuple[int, str, Tensor]]] = {}
+    stacks: tuple[tuple[str, tuple[int, ...], Tensor], ...] = ()
+    """Name, the layers that have it, and their tensors along dimension 0."""
+
+    def __bool__(self) -> bool:
+        return bool(self.stacks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for _, _, tensor in self.stacks)
+
+    def of(self, layer: int) -> SlotState:
+        """Return views of the state of a layer."""
+        return {name: stack[layers.index(layer)] for name, layers, stack in self.stacks if layer in layers}
+
+
+def copied(states: Sequence[SlotState]) -> CopiedStates:
+    """Return copies of one state per layer, made with few operations."""
+    groups: dict[tuple[object, ...], tuple[list[int], list[Tensor]]] = {}
     for i, state in enumerate(states):
         for name, tensor in state.items():
-            groups.setdefault((name, tensor.shape, tensor.dtype, tensor.device), []).append((i, name, tensor))
-    copies: list[SlotState] = [{} for _ in states]
-    for group in groups.values():
-        stacked = torch.stack([tensor for _, _, tensor in group]).to("cpu")
-        for (i, name, _), tensor in zip(group, stacked.unbind(), strict=True):
-            copies[i][name] = tensor
-    return copies
+            layers, tensors = groups.setdefault((name, tensor.shape, tensor.dtype, tensor.device), ([], []))
+            layers.append(i)
+            tensors.append(tensor)
+    return CopiedStates(
+        tuple((str(key[0]), tuple(layers), torch.stack(tensors).to("cpu")) for key, (layers, tensors) in groups.items())
+    )
