@@ -48,6 +48,8 @@ class CutStep:
     dropped: tuple[Run, ...]
     """Log indices of the evicted tokens."""
     before: StateBefore
+    kept: int
+    """How many of them `before` has, from the first one on."""
 
     @property
     def count(self) -> int:
@@ -132,7 +134,7 @@ class CacheHistory:
         stop = self._stop
         older = sum(min(last, stop) - first for first, last in dropped if first < stop)
         front = min(at, self._cache.ledger.slot_from(stop))
-        self._record(lambda: CutStep(at, dropped, save_cut(self._cache.streaming_layers, at, older, front)))
+        self._record(lambda: CutStep(at, dropped, save_cut(self._cache.streaming_layers, at, older, front), older))
 
     def before_rebase(self) -> None:
         """Record a rebase, before it happens."""

@@ -402,13 +402,13 @@ class StreamingCache(DynamicCache):
         if self.length and self.next_position + incoming > self.position_limit:
             self.rebase_positions()
 
-    def rebase_positions(self) -> None:
-        """Move the positions of all layers so that they start at 0."""
+    def rebase_positions(self, to: int = 0) -> None:
+        """Move the positions of all layers so that they start at `to`."""
         with torch.inference_mode(False), torch.no_grad():
             if self.history is not None:
                 self.history.before_rebase()
             for layer in self.streaming_layers:
-                layer.rebase()
+                layer.rebase(to)
 
     def _evict(self, cuts: list[Cut], trigger: Trigger) -> None:
         if self.options.before_evict is not None:

@@ -88,7 +88,7 @@ def undo_cut(layers: Sequence[StreamingLayer], before: StateBefore, at: int, cou
         layer.base = before.base
         if keep:
             write_slots(layer, first, {name: tensor[:, :, :keep] for name, tensor in before.slots.of(i).items()})
-        _rewrite(layer, before, i, first)
+        rewrite(layer, before, i, first)
         layer._refresh_views()
 
 
@@ -97,7 +97,7 @@ def undo_rebase(layers: Sequence[StreamingLayer], before: StateBefore) -> None:
     for i, layer in enumerate(layers):
         if layer.buffers is not None and layer.length:
             layer.base = before.base
-            _rewrite(layer, before, i, layer.length)
+            rewrite(layer, before, i, layer.length)
 
 
 def _put_back_originals(layer: StreamingLayer, before: StateBefore, index: int, at: int, count: int, keep: int) -> None:
@@ -109,7 +109,7 @@ def _put_back_originals(layer: StreamingLayer, before: StateBefore, index: int, 
     set_originals(layer, [originals_of(state) for state in states if state])
 
 
-def _rewrite(layer: StreamingLayer, before: StateBefore, index: int, stop: int) -> None:
+def rewrite(layer: StreamingLayer, before: StateBefore, index: int, stop: int) -> None:
     """Write the first `stop` slots as they were at position `before.base`."""
     from_originals = min(before.written, stop, originals_count(layer))
     if from_originals:

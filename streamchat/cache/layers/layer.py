@@ -248,9 +248,9 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         for buffer in self._buffers or ():
             buffer.nan_to_num_(0.0, 0.0, 0.0)
 
-    def rebase(self) -> None:
-        """Lower all positions so that they start at 0. O(length), needed once per thousands of tokens."""
-        if not self.is_initialized or self.base == 0:
+    def rebase(self, to: int = 0) -> None:
+        """Move all positions so that they start at `to`. O(length), needed once per thousands of tokens."""
+        if not self.is_initialized or self.base == to:
             return
         assert self._buffers is not None
         prefix = 0 if self._originals is None else self._originals[0].shape[-2]
@@ -259,10 +259,10 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             if rotation is None or count == 0:
                 continue
             window = buffer[:, :, self.start + prefix : self.end]
-            to = rotation.source.angles_range(prefix, count, buffer.device)
+            new = rotation.source.angles_range(to + prefix, count, buffer.device)
             old = rotation.source.angles_range(self.base + prefix, count, buffer.device)
-            window.copy_(rotation.apply(window, difference(to, old)))
-        self.base = 0
+            window.copy_(rotation.apply(window, difference(new, old)))
+        self.base = to
         self._write_prefix(prefix)
 
     def _save_originals(self, prefix: int) -> None:

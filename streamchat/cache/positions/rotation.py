@@ -78,7 +78,7 @@ class RotarySource:
         return cos / scale, sin / scale
 
     def angles_range(self, start: int, count: int, device: torch.device) -> Angles:
-        """Return `angles` at start .. start + count - 1 on `device`; caches the last results, which all layers share."""
+        """Return `angles` at start .. start + count - 1 on `device`; caches the last ones, which all layers share."""
         key = (start, count, device)
         if key not in self._memo:
             cos, sin = self.angles(torch.arange(start, start + count, device=self._device))
