@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.policy import Run, merged_runs
 from streamchat.cache.layers.cuts import StateBefore, save_cut, save_rebase, undo_cut, undo_rebase
 
@@ -85,6 +86,17 @@ class RebaseStep:
         undo_rebase(cache.streaming_layers, self.before)
 
 
+def evicted_by(step: Step) -> EvictedTokens | None:
+    """Return the tokens that a change of a cache evicted and that are kept; None if there are none."""
+    if not isinstance(step, CutStep) or not step.before.slots:
+        return None
+    runs, left = list[Run](), step.kept
+    for first, stop in step.dropped:
+        runs += [(first, min(stop, first + left))] if left > 0 else []
+        left -= stop - first
+    return EvictedTokens(tuple(runs), step.before.slots, step.before.originals, step.before.base + step.at)
+
+
 class CacheHistory:
     """Records the changes of one cache. `StreamingCache.history` calls it before each of them.
 
@@ -101,6 +113,8 @@ class CacheHistory:
         """Number of the oldest step that is kept."""
         self._bytes = 0
         self._own_from: int | None = None
+        self.on_evicted: Callable[[EvictedTokens], None] | None = None
+        """Called with all tokens that are evicted, before that happens."""
 
     @property
     def mark(self) -> int:
@@ -134,7 +148,22 @@ class CacheHistory:
         stop = self._stop
         older = sum(min(last, stop) - first for first, last in dropped if first < stop)
         front = min(at, self._cache.ledger.slot_from(stop))
-        self._record(lambda: CutStep(at, dropped, save_cut(self._cache.streaming_layers, at, older, front), older))
+        layers = self._cache.streaming_layers
+        self._record(lambda: CutStep(at, dropped, save_cut(layers, at, older, front), older))
+        if self.on_evicted is not None:
+            own = [(max(first, stop), last) for first, last in dropped if last > stop]
+            self._report(at + older, tuple(own))
+
+    def _report(self, at: int, own: tuple[Run, ...]) -> None:
+        """Call `on_evicted` with the tokens of the newest step, and those of the running turn from slot `at` on."""
+        assert self.on_evicted is not None
+        older = evicted_by(self._steps[-1]) if self._steps else None
+        if older is not None:
+            self.on_evicted(older)
+        if own:
+            count = sum(stop - first for first, stop in own)
+            before = save_cut(self._cache.streaming_layers, at, count, 0)
+            self.on_evicted(EvictedTokens(own, before.slots, before.originals, before.base + at))
 
     def before_rebase(self) -> None:
         """Record a rebase, before it happens."""

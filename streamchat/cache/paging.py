@@ -14,49 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from streamchat.base.errors import CacheError
+from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.policy import Run, merged_runs
-from streamchat.cache.history import CutStep, Step
 from streamchat.cache.layers.cuts import StateBefore
 from streamchat.cache.layers.inserts import Originals, insert_originals, save_insert, undo_insert, unrotated
-from streamchat.cache.layers.slots import CopiedStates
 from streamchat.cache.recompute import RecomputingCache
 
 if TYPE_CHECKING:
     from streamchat.cache.streaming import StreamingCache
-
-
-@dataclass(frozen=True)
-class EvictedTokens:
-    """Keys and values of tokens of one eviction, as they were cached. Tensors in main memory."""
-
-    runs: tuple[Run, ...]
-    """Token log indices."""
-    slots: CopiedStates
-    originals: CopiedStates
-    """Unrotated float32 copies of the first of them, if they had been moved before."""
-    position: int
-    """Absolute position of the first one; the others follow."""
-
-    @property
-    def count(self) -> int:
-        """Number of tokens."""
-        return sum(stop - first for first, stop in self.runs)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors."""
-        return self.slots.nbytes + self.originals.nbytes
-
-
-def evicted_by(step: Step) -> EvictedTokens | None:
-    """Return the tokens that a change of a cache evicted and that are kept; None if there are none."""
-    if not isinstance(step, CutStep) or not step.before.slots:
-        return None
-    runs, left = list[Run](), step.kept
-    for first, stop in step.dropped:
-        runs += [(first, min(stop, first + left))] if left > 0 else []
-        left -= stop - first
-    return EvictedTokens(tuple(runs), step.before.slots, step.before.originals, step.before.base + step.at)
 
 
 def can_page_in(cache: StreamingCache) -> bool:

@@ -197,8 +197,12 @@ class StreamingCache(DynamicCache):
         self.turn_starts.append(self.ledger.next_index)
         self._plan = TurnPlan(incoming, reserve)
 
-    def make_room(self, incoming: int) -> None:
+    def make_room(self, incoming: int, why: Trigger | None = None) -> None:
         """Evict until `incoming` tokens fit, and rebase positions near the limit. Called by the hook.
+
+        Args:
+            incoming: New tokens.
+            why: What they are for, if they are not fed.
 
         Raises:
             ChunkTooLargeError: They do not fit next to the retained tokens.
@@ -214,6 +218,7 @@ class StreamingCache(DynamicCache):
             want = max(incoming, min(self._plan.incoming, room))
             reserve = min(self._plan.reserve, max(0, room - want))
             trigger, self._plan = "between_turns", None
+        trigger = why or trigger
         if self.length + want + reserve > self.cache_size:
             view = replace(
                 self._view(self.ledger, self.retention, self.turn_starts),

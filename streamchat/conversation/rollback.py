@@ -143,10 +143,16 @@ class Rollback:
     def hidden_turn(self) -> Iterator[None]:
         """Keep the undo state of other turns while a turn runs and is undone inside the block."""
         copy, self._hidden = self._copy, True
+        history = self._cache.history
+        archive = None if history is None else history.on_evicted
+        if history is not None:
+            history.on_evicted = None
         try:
             yield
         finally:
             self._copy, self._hidden = copy, False
+            if history is not None:
+                history.on_evicted = archive
 
     def before_evict(self) -> None:
         """Save a copy of the cache before the first eviction of the running turn."""
@@ -172,7 +178,7 @@ class Rollback:
         copy = self._copy_of(turn)
         self._running = self._running_copy = None
         left = Ledger(cache.ledger.runs_before(turn.start), turn.start)
-        pins = Ledger(list(cache.pins)).runs_before(turn.start)
+        pins = self._pins_before(turn)
         first_change = self._marks.get(turn.number)
         for undone in self._log.turns[turn.number - 1 :]:
             self._marks.pop(undone.number, None)
@@ -186,6 +192,17 @@ class Rollback:
         restored = cache.length - sum(cache.ledger.count_in(*run) for run in left.runs)
         missing = sum(stop - first for first, stop in fitted.runs) - cache.length
         return UndoResult(restored, read_again, missing, fitted.unpinned)
+
+    def _pins_before(self, turn: TurnRecord) -> list[Run]:
+        """Return the pins of older turns, without those of turns that were paged in since."""
+        assert turn.before is not None
+        pins = Ledger(list(self._cache.pins)).runs_before(turn.start)
+        held = Ledger(list(turn.before.cache.held))
+        for pinned in pinned_turns(self._log, pins, self._cache.num_sink_tokens):
+            first, stop = max(pinned.start, self._cache.num_sink_tokens), pinned.end or pinned.start
+            if first < stop and not held.count_in(first, stop):
+                pins = runs_without(pins, first, stop)
+        return pins
 
     def _restore(self, fitted: CacheSelection, left: Ledger, copy: _Copy | None, first_change: int | None) -> int:
         """Make `fitted` the contents of the cache, in the cheapest way; return the number of tokens prefilled.
