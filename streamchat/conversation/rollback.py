@@ -12,13 +12,14 @@ import torch
 from streamchat.cache import checkpoint
 from streamchat.cache.checkpoint import CacheCheckpoint
 from streamchat.cache.eviction.ledger import Ledger
-from streamchat.cache.eviction.policy import Run
+from streamchat.cache.eviction.policy import Run, runs_without
 from streamchat.cache.history import SMALLEST_LIMIT, CacheHistory
 from streamchat.cache.recompute import RecomputingCache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.fitting import CacheSelection, fit_to_budget, half_of, unpinned_notice
 from streamchat.conversation.log import TokenLog, TurnRecord, TurnStart
+from streamchat.conversation.pins import pinned_turns
 from streamchat.store.records import CacheMark
 
 _log = logging.getLogger(__name__)
