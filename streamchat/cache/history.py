@@ -11,20 +11,30 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
 from streamchat.cache.evicted import EvictedTokens
+from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run, merged_runs
 from streamchat.cache.layers.cuts import StateBefore, save_cut, save_rebase, undo_cut, undo_rebase
-
-if TYPE_CHECKING:
-    from streamchat.cache.streaming import StreamingCache
+from streamchat.cache.layers.layer import StreamingLayer
 
 _log = logging.getLogger(__name__)
 SMALLEST_LIMIT = 64 << 20
 """Bytes that a history may always have."""
+
+
+class Cache(Protocol):
+    """The parts of a `StreamingCache` that changes are made to."""
+
+    ledger: Ledger
+
+    @property
+    def streaming_layers(self) -> list[StreamingLayer]:
+        """Its layers."""
+        ...
 
 
 class Step(Protocol):
@@ -35,7 +45,7 @@ class Step(Protocol):
         """Bytes that undoing it needs."""
         ...
 
-    def undo(self, cache: StreamingCache, stop: int) -> None:
+    def undo(self, cache: Cache, stop: int) -> None:
         """Undo it in layers and ledger of a `cache` whose tokens from log index `stop` on were removed."""
         ...
 
@@ -62,7 +72,7 @@ class CutStep:
         """See `Step`."""
         return self.before.nbytes
 
-    def undo(self, cache: StreamingCache, stop: int) -> None:
+    def undo(self, cache: Cache, stop: int) -> None:
         """See `Step`."""
         back = [(first, min(last, stop)) for first, last in self.dropped if first < stop]
         keep = sum(last - first for first, last in back)
@@ -81,7 +91,7 @@ class RebaseStep:
         """See `Step`."""
         return self.before.nbytes
 
-    def undo(self, cache: StreamingCache, stop: int) -> None:
+    def undo(self, cache: Cache, stop: int) -> None:
         """See `Step`."""
         undo_rebase(cache.streaming_layers, self.before)
 
@@ -104,7 +114,7 @@ class CacheHistory:
         cache: The cache; its layers hold tokens only, without recurrent states.
     """
 
-    def __init__(self, cache: StreamingCache) -> None:
+    def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self.limit_bytes = SMALLEST_LIMIT
         """Memory for the changes; the oldest ones are dropped first."""

@@ -16,6 +16,7 @@ import torch
 from streamchat.base.errors import CacheError
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.policy import Run, merged_runs
+from streamchat.cache.history import Cache
 from streamchat.cache.layers.cuts import StateBefore
 from streamchat.cache.layers.inserts import Originals, insert_originals, save_insert, undo_insert, unrotated
 from streamchat.cache.recompute import RecomputingCache
@@ -43,7 +44,7 @@ class InsertStep:
         """See `Step`."""
         return self.before.nbytes
 
-    def undo(self, cache: StreamingCache, stop: int) -> None:
+    def undo(self, cache: Cache, stop: int) -> None:
         """See `Step`."""
         count = sum(last - first for first, last in self.runs)
         keep = sum(min(last, stop) - first for first, last in self.runs if first < stop)
