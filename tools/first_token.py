@@ -86,10 +86,9 @@ def finished(outcome: TurnOutcome, conversation: Conversation) -> ev.TurnFinishe
 
 
 def message(number: int) -> str:
-    """Return the message of a turn, of about 40 tokens."""
+    """Return the message of a turn, of about 15 tokens."""
     words = ("river", "engine", "garden", "letter", "winter", "market", "island", "copper")
-    chosen = " and the ".join(words[(number * k) % len(words)] for k in (1, 3, 5))
-    return f"Question {number}: what would you say about the {chosen}? Answer in one or two short sentences, please."
+    return f"What about the {words[number % 8]} and the {words[number * 3 % 7]}?"
 
 
 def chat(started: StartedConversation, archive: Archive, first: FirstTokens, turns: int, profile: Any) -> None:
@@ -116,7 +115,7 @@ def main() -> int:
     parser.add_argument("--model", default="default")
     parser.add_argument("--cache-size", type=int, default=1024)
     parser.add_argument("--turns", type=int, default=LATE[1])
-    parser.add_argument("--reply", type=int, default=32, help="maximum tokens per reply (default: 32)")
+    parser.add_argument("--reply", type=int, default=16, help="maximum tokens per reply (default: 16)")
     parser.add_argument("--profile", action="store_true", help="profile the last 20 turns")
     options = parser.parse_args()
     settings = Settings(

@@ -171,7 +171,16 @@ class Conversation:
 
     def page_in(self, number: int) -> PagedIn:
         """Put an evicted turn back into the cache, pinned and without a prefill. See `page_in_turn`."""
-        return page_in_turn(self.cache, self.log, number, self.find_evicted)
+        pins = self.cache.pins
+        try:
+            return page_in_turn(self.cache, self.log, number, self.find_evicted)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.cache.pins = pins
+            release_memory(self._device)
+            self.feeder.prefill_runs(self.cache.ledger.runs, len(self.log))  # some layers may have its tokens
+            raise ConfigError(f"turn {number} cannot be paged in: not enough memory") from error
 
     def reseed(self) -> None:
         """Seed the random generator from the settings, starting with the next token."""

@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 PENDING_BYTES = 32 << 20
 """Evicted tokens of a running turn that wait for its end; with more, they are passed to the writer during the turn."""
 MEGABYTE = 1_000_000
+PATIENCE_S = 10.0
+"""Maximum time to wait for what is not written yet."""
 
 
 class EvictedArchive:
@@ -55,8 +57,10 @@ class EvictedArchive:
             self._conversation = None
             return
         limits = Limits(settings.archive_session_mb * MEGABYTE, settings.archive_total_mb * MEGABYTE)
-        self.close()
-        self._writer, self._kind = EvictedWriter(self._pages, limits, self._tell), settings.archive
+        if self._writer is None or self._writer.limits != limits:
+            self.close()
+            self._writer = EvictedWriter(self._pages, limits, self._tell)
+        self._kind = settings.archive
         self._conversation, self._identity, self._session = conversation, identity, session
         history.on_evicted = self._collect
         conversation.find_evicted = self.find
@@ -78,6 +82,8 @@ class EvictedArchive:
         """Pass what the newest turn evicted to the writer; called behind its reply."""
         conversation, writer, session = self._conversation, self._writer, self._session()
         if conversation is None or writer is None or session is None or not conversation.log.turns:
+            while sum(each.nbytes for each in self._pending) > PENDING_BYTES:
+                del self._pending[0]
             return
         assert self._identity is not None
         pending, self._pending = self._pending, []
@@ -111,7 +117,7 @@ class EvictedArchive:
         found = list(self._pending)
         if self._writer is None or session is None or identity is None:
             return found
-        self._writer.drain()
+        self._writer.drain(PATIENCE_S)
         archived = []
         for stored in self._pages.pages(session):
             page = stored[0]

@@ -43,7 +43,7 @@ class EvictedWriter:
     """
 
     def __init__(self, pages: EvictedPages, limits: Limits, tell: Callable[[str], None]) -> None:
-        self._pages, self._limits, self._tell = pages, limits, tell
+        self._pages, self.limits, self._tell = pages, limits, tell
         self._jobs: deque[tuple[int, Callable[[], None]]] = deque()
         self._bytes = 0
         """Of the jobs that wait or run."""
@@ -108,8 +108,8 @@ class EvictedWriter:
                 self._changed.notify_all()
 
     def _append(self, session: str, page: EvictedPage, tokens: EvictedTokens, kind: Kind) -> None:
-        self._pages.append(session, page, to_bytes(tokens, kind), self._limits.file)
-        last = self._pages.limit(session, self._limits.session, self._limits.in_all)
+        self._pages.append(session, page, to_bytes(tokens, kind), self.limits.file)
+        last = self._pages.limit(session, self.limits.session, self.limits.in_all)
         self._has_failed = False
         if last:
             _log.info("the oldest evicted tokens of %s were deleted, up to those of turn %d", session, last)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from streamchat.base.errors import StoreError, reason_of
 from streamchat.base.paths import private_opener
@@ -64,6 +65,11 @@ def checksum_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def write_data(file: BinaryIO, data: bytes) -> None:
+    """Write `data`; `tools.crash` dies in the middle of it."""
+    file.write(data)
+
+
 class EvictedPages:
     """The pages of all sessions in one database.
 
@@ -93,7 +99,7 @@ class EvictedPages:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open(path, "ab", opener=private_opener) as file:
                 offset = file.seek(0, os.SEEK_END)
-                file.write(data)
+                write_data(file, data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
