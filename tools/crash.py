@@ -262,7 +262,8 @@ def check_archive(chat: Chat, database: Path, session: str) -> None:
             archived.update(index for run in page.runs for index in range(*run))
     for turn in log.turns:
         evicted_now = set(range(max(turn.start, cache.num_sink_tokens), turn.end or 0)) - set(cache.ledger)
-        if evicted_now and evicted_now <= archived and len(evicted_now) < cache.cache_size // 3:
+        size = (turn.end or 0) - turn.start
+        if evicted_now and evicted_now <= archived and cache.num_retained + size <= cache.cache_size // 2:
             conversation.page_in(turn.number)
             assert not evicted_now - set(cache.ledger), turn.number
             assert conversation.next_logits().isfinite().all()

@@ -176,18 +176,20 @@ class Rollback:
         assert before is not None
         assert self._log.turns[turn.number - 1] is turn
         cache.discard_partial_forward()
+        # not if memory ran out while layers evicted
+        is_whole = cache.history is None or set(cache.lengths) <= {cache.length}
         copy = self._copy_of(turn)
         self._running = self._running_copy = None
         left = Ledger(cache.ledger.runs_before(turn.start), turn.start)
         pins = self._pins_before(turn)
-        first_change = self._marks.get(turn.number)
+        first_change = self._marks.get(turn.number) if is_whole else None
         for undone in self._log.turns[turn.number - 1 :]:
             self._marks.pop(undone.number, None)
         self._log.cut(turn.start)
         del self._log.turns[turn.number - 1 :]
         mark = before.cache
         fitted = fit_to_budget(cache, self._log, mark.held, pins=pins, turn_starts=mark.turn_starts)
-        read_again = self._restore(fitted, left, copy, first_change)
+        read_again = self._restore(fitted, left, copy, first_change, is_whole)
         cache.turn_starts = [start for start in fitted.turn_starts if cache.ledger.count_in(start, start + 1)]
         cache.pins, cache.compression_count = fitted.pins, mark.compressions
         restored = cache.length - sum(cache.ledger.count_in(*run) for run in left.runs)
@@ -205,7 +207,9 @@ class Rollback:
                 pins = runs_without(pins, first, stop)
         return pins
 
-    def _restore(self, fitted: CacheSelection, left: Ledger, copy: _Copy | None, first_change: int | None) -> int:
+    def _restore(
+        self, fitted: CacheSelection, left: Ledger, copy: _Copy | None, first_change: int | None, is_whole: bool
+    ) -> int:
         """Make `fitted` the contents of the cache, in the cheapest way; return the number of tokens prefilled.
 
         Args:
@@ -213,21 +217,20 @@ class Rollback:
             left: Those that are still cached.
             copy: The cache before the turn, if there is a copy.
             first_change: Number of the first change of the cache since the turn started, if it is known.
+            is_whole: Whether all layers have the tokens of the ledger.
         """
         cache, stop = self._cache, len(self._log)
         history = cache.history
         if history is not None and first_change is not None and history.reaches(first_change):
             cache.crop_from(stop)
             history.undo_to(first_change, stop)
-            # an eviction that ran out of memory halfway cannot be undone
-            is_whole = cache.ledger.runs == fitted.runs and set(cache.lengths) <= {cache.length}
-            return 0 if is_whole else self._prefill(fitted)
+            return 0 if cache.ledger.runs == fitted.runs else self._prefill(fitted)
         if copy is not None and copy.runs == fitted.runs:
             checkpoint.restore(cache, copy.checkpoint)
             if cache.croppable:
                 cache.crop_from(stop)
             return 0
-        if cache.croppable and left.runs == fitted.runs:
+        if cache.croppable and left.runs == fitted.runs and is_whole:
             cache.crop_from(stop)
             return 0
         return self._prefill(fitted)

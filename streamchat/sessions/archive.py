@@ -187,10 +187,10 @@ class Archive:
     def record_undo(self, number: int) -> None:
         """Record that turn `number`, the newest, was undone."""
         self.changed = True
-        if self.recorder is not None:
-            self.recorder.record_undo(number)
         if self._evicted is not None:
             self._evicted.undone(number)
+        if self.recorder is not None:
+            self.recorder.record_undo(number)
 
     def set_title(self, text: str) -> None:
         """Change the title of the current session; emit a notice with the title, or why it did not change."""

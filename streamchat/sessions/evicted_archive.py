@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from streamchat.base.errors import StoreError
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.policy import Run
 from streamchat.cache.paging import can_page_in
@@ -100,11 +101,17 @@ class EvictedArchive:
             writer.put(session, page, tokens, self._kind)
 
     def undone(self, turn: int) -> None:
-        """Drop what turn `turn` and later ones evicted."""
+        """Drop what turn `turn` and later ones evicted, before they are recorded as undone."""
         self._pending = []
         session = self._session()
-        if self._conversation is not None and self._writer is not None and session is not None:
-            self._writer.drop_from(session, turn)
+        if self._conversation is None or self._writer is None or session is None:
+            return
+        # what was queued must not be written later: the same indices will be other tokens'
+        self._writer.drain(PATIENCE_S)
+        try:
+            self._pages.drop_from(session, turn)
+        except StoreError:
+            _log.warning("evicted tokens of turn %d stay in the archive", turn, exc_info=True)
 
     # --- finding ------------------------------------------------------------------------------------------------
 

@@ -59,10 +59,6 @@ class EvictedWriter:
             return
         self._add(tokens.nbytes, lambda: self._append(session, page, tokens, kind))
 
-    def drop_from(self, session: str, turn: int) -> None:
-        """Drop what turn `turn` and later ones evicted, after what waits already."""
-        self._add(0, lambda: self._pages.drop_from(session, turn))
-
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing waits; return whether that is so."""
         with self._changed:

@@ -133,6 +133,17 @@ def test_paging_in_is_undone_to_the_bit(name: str) -> None:
         assert torch.equal(after.tensors[path], tensor), path
 
 
+def test_tokens_on_both_sides_of_cached_ones_are_paged_in_at_once() -> None:
+    it = subject("llama", "sdpa")
+    cache, other = cache_of(it), cache_of(it)
+    for each in (cache, other):
+        feed(it, each, 26)
+    evict(cache, (8, 11), (14, 18), (20, 21))
+    assert page_in(cache, kept(cache), [(8, 21)]) == 8
+    assert cache.ledger.runs == [(0, 26)]
+    assert largest(feed(it, cache, 3), feed(it, other, 3)) <= TOLERANCE
+
+
 def test_positions_move_up_when_there_are_none_before_the_first_token() -> None:
     it = subject("llama", "sdpa")
     cache, other = cache_of(it), cache_of(it)

@@ -141,7 +141,7 @@ def test_an_eviction_that_fails_halfway_through_the_layers_is_repaired(
     broken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = talk("llama", turns=8)
-    expected = facts(chat)
+    expected = deepcopy(facts(chat))
     layer = chat.conversation.cache.streaming_layers[broken]
 
     def fail(*_: object) -> None:

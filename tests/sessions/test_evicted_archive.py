@@ -157,7 +157,10 @@ def test_damaged_and_foreign_pages_count_as_absent(database: Path, damage: str) 
             case "torn":
                 file.write_bytes(data[:100])
             case "changed":
-                file.write_bytes(bytes(byte ^ 1 for byte in data))
+                changed = bytearray(data)
+                for start, length in connection.execute("SELECT start, length FROM evicted").fetchall():
+                    changed[start + length - 1] ^= 1  # one bit of a value
+                file.write_bytes(changed)
             case "missing":
                 file.unlink()
             case "other model":
