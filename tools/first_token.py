@@ -23,6 +23,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from streamchat.base import events as ev
+from streamchat.cache.history import evicted_by
+from streamchat.cache.paging import page_in
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import StartedConversation, assemble, load_from_settings
@@ -109,6 +111,21 @@ def chat(started: StartedConversation, archive: Archive, first: FirstTokens, tur
         profile.disable()
 
 
+def paging_ms(conversation: Conversation, tokens: int = 100) -> tuple[int, float]:
+    """Return how many tokens were paged in at once, and the median CPU time of that, without the eviction before."""
+    cache, times, count = conversation.cache, list[float](), 0
+    assert cache.history is not None
+    for _ in range(9):
+        conversation.feeder.feed(conversation.log.ids[-tokens:].tolist())
+        cache.make_room(tokens)
+        kept = [evicted for step in cache.history.since(0) if (evicted := evicted_by(step)) is not None]
+        first, stop = kept[-1].runs[0]
+        started = time.thread_time()
+        count = page_in(cache, kept, [(first, min(stop, first + tokens))])
+        times.append(time.thread_time() - started)
+    return count, 1000 * statistics.median(times)
+
+
 def main() -> int:
     """Run the chat and print the medians."""
     parser = argparse.ArgumentParser(prog="python -m tools.first_token", description=(__doc__ or "").split("\n")[0])
@@ -137,6 +154,7 @@ def main() -> int:
         profile = cProfile.Profile(time.thread_time) if options.profile else None
         chat(started, archive, first, options.turns, profile)
         archive.close()
+        paged, page_ms = paging_ms(started.conversation)
     late = (max(1, options.turns - 10), options.turns)
     rows = {
         "turns 5-15": median_ms(first, EARLY),
@@ -147,6 +165,7 @@ def main() -> int:
     for name, value in rows.items():
         print(f"{name}: {value:.1f} ms")
     print(f"late / early: {rows[f'turns {late[0]}-{late[1]}'] / rows['turns 5-15']:.2f}")
+    print(f"paging {paged} tokens in: {page_ms:.1f} ms")
     if profile is not None:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(45)
     return 0

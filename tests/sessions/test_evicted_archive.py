@@ -159,7 +159,7 @@ def test_damaged_and_foreign_pages_count_as_absent(database: Path, damage: str) 
             case "changed":
                 changed = bytearray(data)
                 for start, length in connection.execute("SELECT start, length FROM evicted").fetchall():
-                    changed[start + length - 1] ^= 1  # one bit of a value
+                    changed[start + length // 2] ^= 1  # one bit of a value
                 file.write_bytes(changed)
             case "missing":
                 file.unlink()
