@@ -3,7 +3,8 @@
     python -m tools.crash --times 100 [--seed 0]
 
 A process talks to a tiny model and is killed with SIGKILL: after some forwards of a prompt or a reply, inside a
-transaction of the store, inside the writing of a snapshot, or after a random time. Meanwhile it searches as the app
+transaction of the store, inside the writing of a snapshot or of a page of evicted
+tokens, or after a random time. Meanwhile it searches as the app
 does, and a neighbour saves conversations into the same database, closes it again and again, and is killed as well.
 Another process then resumes the conversation and checks that what the neighbour saved is there, that the database is
 intact, that every turn that was told as finished is there with its reply, that what the cache holds is exactly the
@@ -46,14 +47,16 @@ from streamchat.engine.owner import Owner
 from streamchat.models.load import LoadedModel
 from streamchat.sessions import recorder
 from streamchat.sessions import snapshot as snapshots
+from streamchat.sessions.evicted_pages import from_bytes
 from streamchat.store import database as databases
+from streamchat.store import evicted
 from streamchat.store.health import examine
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
 from tests.support.real_engine import tiny_loaded
 from tools.actor import save_conversation
 
-POINTS = ("prefill", "reply", "transaction", "snapshot", "between", "time")
+POINTS = ("prefill", "reply", "transaction", "snapshot", "page", "between", "time")
 NEIGHBOUR = "neighbour "
 """How the titles of another process begin."""
 WORDS = ("the sea", "and a dragon", "a knight who sings,", "the green hill", "far away;", "why so?", "tell it again")
@@ -98,7 +101,7 @@ def die() -> None:
 def arm(point: str, rng: random.Random) -> Callable[[], None]:
     """Let this process die at a random occurrence of `point`; returns what to call between turns."""
     left = rng.randint(
-        1, {"prefill": 12, "reply": 60, "transaction": 120, "snapshot": 8, "between": 5, "time": 1}[point]
+        1, {"prefill": 12, "reply": 60, "transaction": 120, "snapshot": 8, "page": 12, "between": 5, "time": 1}[point]
     )
 
     def tick(*_: object) -> None:
@@ -132,6 +135,18 @@ def arm(point: str, rng: random.Random) -> Callable[[], None]:
         case "snapshot":
             for owner, name in ((snapshots, "save_file"), (paths, "fsync"), (os, "replace")):
                 before(owner, name, tick)
+        case "page":
+
+            def append(file: Any, data: bytes) -> int:
+                nonlocal left
+                left -= 1
+                if left <= 0:
+                    file.write(data[: rng.randrange(len(data))])
+                    file.flush()
+                    die()
+                return int(file.write(data))
+
+            setattr(evicted, "write_data", append)  # noqa: B010 - it is used there
         case "between":
             return tick
         case _:
@@ -225,8 +240,34 @@ def check(loaded: LoadedModel, database: Path, told: list[str], beside: set[str]
     again = open_chat(loaded, database, session, cache_size=size)
     compare(again, loaded, exact=pure(again))
     assert state == state_of(again)
+    check_archive(again, database, session)
     again.owner.host.end()
     return "read again" if fresh else "from the snapshot"
+
+
+def check_archive(chat: Chat, database: Path, session: str) -> None:
+    """Every row of the archive of evicted turns has its page, whole and of the right tokens; turns can come back."""
+    conversation = chat.owner.conversation
+    assert conversation is not None
+    cache, log = conversation.cache, conversation.log
+    archived: set[int] = set()
+    with Store(database) as store:
+        for stored in store.evicted.pages(session):
+            page, data = stored[0], store.evicted.read(session, stored)
+            assert data is not None, f"the page of turn {page.turn} is torn"
+            tokens = from_bytes(data)
+            assert tokens is not None
+            assert tokens.runs == page.runs
+            assert page.turn <= len(log.turns), f"turn {page.turn} was undone and is archived"
+            archived.update(index for run in page.runs for index in range(*run))
+    for turn in log.turns:
+        evicted_now = set(range(max(turn.start, cache.num_sink_tokens), turn.end or 0)) - set(cache.ledger)
+        size = (turn.end or 0) - turn.start
+        if evicted_now and evicted_now <= archived and cache.num_retained + size <= cache.cache_size // 2:
+            conversation.page_in(turn.number)
+            assert not evicted_now - set(cache.ledger), turn.number
+            assert conversation.next_logits().isfinite().all()
+            conversation.set_pin(turn.number, False)
 
 
 def pure(chat: Chat) -> bool:

@@ -35,11 +35,17 @@ class Edit:
 
 @dataclass(frozen=True)
 class Quote:
-    """Run a turn with a given reply; events as for `Submit`, then `TurnPinned` if `pin`."""
+    """Run a turn with a given reply; events as for `Submit`, then `TurnPinned` if `pin`.
+
+    If `turn` is given, that turn is paged in instead if that is possible: only `TurnPagedIn`. If not, a `Notice` with
+    the reason comes first.
+    """
 
     text: str
     reply: str
     pin: bool
+    turn: int = 0
+    """The turn of this conversation that `text` quotes; 0 for none, or to quote it as text."""
 
 
 @dataclass(frozen=True)

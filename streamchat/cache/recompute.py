@@ -82,7 +82,7 @@ class RecomputingCache(StreamingCache):
         self.fresh = count - self._refill
         self.stale, self._refill = False, 0
 
-    def rebase_positions(self) -> None:
+    def rebase_positions(self, to: int = 0) -> None:
         """Do nothing: positions equal slots."""
 
     @property

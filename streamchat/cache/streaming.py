@@ -18,6 +18,7 @@ from streamchat.cache.eviction.options import Eviction, EvictionOptions, TurnPla
 from streamchat.cache.eviction.policies import load_policy
 from streamchat.cache.eviction.policy import CacheView, Cut, Retention, Run, merged_runs, runs_without, starts_after
 from streamchat.cache.fed_tokens import FedTokens
+from streamchat.cache.history import CacheHistory
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.select import is_mixed, streaming_layer
 from streamchat.cache.positions.fit import PositionFit
@@ -100,6 +101,8 @@ class StreamingCache(DynamicCache):
         self.reports_stream_length = False
         """Let `get_seq_length` count all tokens of the stream, as `generate` needs it outside of forwards."""
         self._pending: Tensor | None = None
+        self.history: CacheHistory | None = None
+        """Records changes so that they can be undone; None unless a user of the cache needs that."""
 
     # --- contents ---------------------------------------------------------------------------------------------
 
@@ -194,8 +197,12 @@ class StreamingCache(DynamicCache):
         self.turn_starts.append(self.ledger.next_index)
         self._plan = TurnPlan(incoming, reserve)
 
-    def make_room(self, incoming: int) -> None:
+    def make_room(self, incoming: int, why: Trigger | None = None) -> None:
         """Evict until `incoming` tokens fit, and rebase positions near the limit. Called by the hook.
+
+        Args:
+            incoming: New tokens.
+            why: What they are for, if they are not fed.
 
         Raises:
             ChunkTooLargeError: They do not fit next to the retained tokens.
@@ -211,6 +218,7 @@ class StreamingCache(DynamicCache):
             want = max(incoming, min(self._plan.incoming, room))
             reserve = min(self._plan.reserve, max(0, room - want))
             trigger, self._plan = "between_turns", None
+        trigger = why or trigger
         if self.length + want + reserve > self.cache_size:
             view = replace(
                 self._view(self.ledger, self.retention, self.turn_starts),
@@ -263,9 +271,10 @@ class StreamingCache(DynamicCache):
 
     def discard_partial_forward(self) -> None:
         """Truncate all layers to the ledger's length: a forward that failed halfway leaves some of them longer."""
+        length = self.length
         for layer in self.streaming_layers:
-            if layer.length > self.length:
-                layer.truncate(self.length)
+            if layer.length > length:
+                layer.truncate(length)
 
     def replace_not_finite(self) -> None:
         """Replace NaN and infinities in the buffers by 0.
@@ -356,13 +365,25 @@ class StreamingCache(DynamicCache):
         self.turn_starts.clear()
         self.pins, self.compression_count = (), 0
         self._plan = None
+        if self.history is not None:
+            self.history.clear()
 
     # --- internals --------------------------------------------------------------------------------------------
 
-    def _evict_from_layers(self, prefix: int, count: int) -> None:
+    def _cut(self, cut: Cut) -> list[Run]:
+        """Evict the slots of `cut` from layers and ledger; return their log indices."""
+        left = Ledger(list(self.ledger.runs), self.ledger.next_index)
+        dropped = left.evict(cut.at, cut.count)
         with torch.inference_mode(False), torch.no_grad():
-            for layer in self.streaming_layers:
-                layer.evict(prefix, count)
+            if self.history is not None:
+                self.history.before_cut(cut.at, tuple(dropped))
+            self._evict_from_layers(cut.at, cut.count)
+        self.ledger = left
+        return dropped
+
+    def _evict_from_layers(self, prefix: int, count: int) -> None:
+        for layer in self.streaming_layers:
+            layer.evict(prefix, count)
 
     def note_input_ids(self, ids: Tensor | None) -> None:
         """Note the (batch, n) ids that the next forward feeds; None for embeddings. Called by the hook."""
@@ -386,11 +407,13 @@ class StreamingCache(DynamicCache):
         if self.length and self.next_position + incoming > self.position_limit:
             self.rebase_positions()
 
-    def rebase_positions(self) -> None:
-        """Move the positions of all layers so that they start at 0."""
+    def rebase_positions(self, to: int = 0) -> None:
+        """Move the positions of all layers so that they start at `to`."""
         with torch.inference_mode(False), torch.no_grad():
+            if self.history is not None:
+                self.history.before_rebase()
             for layer in self.streaming_layers:
-                layer.rebase()
+                layer.rebase(to)
 
     def _evict(self, cuts: list[Cut], trigger: Trigger) -> None:
         if self.options.before_evict is not None:
@@ -398,8 +421,7 @@ class StreamingCache(DynamicCache):
         before = self.length
         dropped: list[Run] = []
         for cut in cuts:
-            self._evict_from_layers(cut.at, cut.count)
-            dropped += self.ledger.evict(cut.at, cut.count)
+            dropped += self._cut(cut)
         self.compression_count += 1
         self.turn_starts = starts_after(self.turn_starts, dropped, self.retention, self.ledger)
         if self.options.on_evict is not None:

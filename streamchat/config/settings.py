@@ -26,6 +26,7 @@ LoopGuard = Literal["auto", "on", "off"]
 Thinking = Literal["collapse", "show", "hide"]
 Notify = Literal["auto", "bell", "off"]
 Save = Literal["chats", "always", "never"]
+Archive = Literal["native", "int8", "off"]
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,21 @@ class Settings:
         "Snapshot the cache every N turns and on exit, so that resuming needs no prefill; 0 = only on exit",
         minimum=0,
         metavar="N",
+    )
+    archive: Archive = _SESSIONS.sensitive(
+        "native",
+        "Keep keys and values of evicted turns with a saved session, so that /keep brings them back without a prefill: "
+        "exactly, in 8 bits, or not at all",
+        choices=get_args(Archive),
+    )
+    archive_session_mb: int = _SESSIONS.sensitive(
+        512, "Maximum megabytes of evicted turns per session; the oldest are deleted first", minimum=1, metavar="MB"
+    )
+    archive_total_mb: int = _SESSIONS.sensitive(
+        4096,
+        "Maximum megabytes of evicted turns of all sessions; the oldest are deleted first",
+        minimum=1,
+        metavar="MB",
     )
 
     plain: bool = _INTERFACE.harmless(False, "Line-based prompt instead of the full-screen app")

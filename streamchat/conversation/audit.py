@@ -34,6 +34,8 @@ class Auditor:
         match event:
             case ev.TokensEvicted():
                 self._audit("eviction")
+            case ev.TurnPagedIn():
+                self._audit("page_in")
             case ev.TurnUndone():
                 self._audit("undo")
             case ev.ConversationResumed():

@@ -25,6 +25,7 @@ from streamchat.conversation.generation import Cancelled, Generation, TurnOutcom
 from streamchat.conversation.log import Speed, TokenLog, TurnRecord, TurnStart
 from streamchat.conversation.loops import LoopWatch, is_guarded
 from streamchat.conversation.pins import require_window, set_pin
+from streamchat.conversation.recall import FindEvicted, PagedIn, page_in_turn
 from streamchat.conversation.reply import PreparedFormat, ReplyText, prepare_format
 from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
 from streamchat.conversation.sampling import Sampler, SamplerFactory, TokenSampler, new_generator
@@ -100,6 +101,8 @@ class Conversation:
         self.stop_strings: tuple[str, ...] = ()
         """Texts that end a reply, besides those of the format."""
         self._text: ReplyText | None = None
+        self.find_evicted: FindEvicted = lambda wanted: ()
+        """Finds evicted tokens that are no longer in memory."""
         self.system_tokens = 0
         """Length of the system block, the first of the token log."""
         self.start_over(chat_format)
@@ -165,6 +168,19 @@ class Conversation:
     def set_pin(self, number: int, pinned: bool) -> int:
         """Pin or unpin a turn; return the number of its cached tokens. See `pins.set_pin`."""
         return set_pin(self.cache, self.log, number, pinned)
+
+    def page_in(self, number: int) -> PagedIn:
+        """Put an evicted turn back into the cache, pinned and without a prefill. See `page_in_turn`."""
+        pins = self.cache.pins
+        try:
+            return page_in_turn(self.cache, self.log, number, self.find_evicted)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.cache.pins = pins
+            release_memory(self._device)
+            self.feeder.prefill_runs(self.cache.ledger.runs, len(self.log))  # some layers may have its tokens
+            raise ConfigError(f"turn {number} cannot be paged in: not enough memory") from error
 
     def reseed(self) -> None:
         """Seed the random generator from the settings, starting with the next token."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import plural
-from streamchat.cache.eviction.policy import Run
+from streamchat.cache.eviction.policy import Retention, Run, merged_runs
 from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.log import TokenLog, TurnRecord
 
@@ -50,15 +50,32 @@ def set_pin(cache: StreamingCache, log: TokenLog, number: int, pinned: bool) -> 
         raise ConfigError(f"turn {number} cannot be pinned: it was evicted from the cache")
     if already:
         raise ConfigError(f"turn {number} is already pinned")
-    least = max(SMALLEST_WINDOW, cache.cache_size // 4)
-    free = cache.cache_size - cache.num_retained - tokens
-    if free < least:
-        raise ConfigError(
-            f"pinning turn {number} ({tokens} tokens) would leave {max(0, free)} of {cache.cache_size} tokens for "
-            f"the conversation, which needs at least {least}; unpin another turn, or restart with a larger --cache-size"
-        )
+    require_free_window(cache, (first, turn.end), 0, f"pinning turn {number}")
     cache.pin(first, turn.end)
     return tokens
+
+
+def require_free_window(cache: StreamingCache, run: Run, missing: int, what: str) -> None:
+    """Refuse to retain `run` if that would leave too little room for the conversation.
+
+    Args:
+        cache: The cache.
+        run: The run of log indices to retain.
+        missing: How many of its tokens are not cached yet.
+        what: What the user wants, for the message: 'pinning turn 3'.
+
+    Raises:
+        ConfigError: It would.
+    """
+    pins = tuple(merged_runs([*cache.pins, run]))
+    retained = Retention(cache.cache_size, cache.num_sink_tokens, pins).retained_count(cache.ledger) + missing
+    tokens = retained - cache.num_retained
+    least, free = max(SMALLEST_WINDOW, cache.cache_size // 4), cache.cache_size - retained
+    if free < least:
+        raise ConfigError(
+            f"{what} ({tokens} tokens) would leave {max(0, free)} of {cache.cache_size} tokens for the conversation, "
+            f"which needs at least {least}; unpin another turn, or restart with a larger --cache-size"
+        )
 
 
 def require_window(cache: StreamingCache, system_tokens: int) -> None:

@@ -12,11 +12,14 @@ import torch
 from streamchat.cache import checkpoint
 from streamchat.cache.checkpoint import CacheCheckpoint
 from streamchat.cache.eviction.ledger import Ledger
-from streamchat.cache.eviction.policy import Run
+from streamchat.cache.eviction.policy import Run, runs_without
+from streamchat.cache.history import SMALLEST_LIMIT, CacheHistory
+from streamchat.cache.recompute import RecomputingCache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.fitting import CacheSelection, fit_to_budget, half_of, unpinned_notice
 from streamchat.conversation.log import TokenLog, TurnRecord, TurnStart
+from streamchat.conversation.pins import pinned_turns
 from streamchat.store.records import CacheMark
 
 _log = logging.getLogger(__name__)
@@ -81,14 +84,23 @@ def release_memory(device: torch.device) -> None:
 class Rollback:
     """Undoes turns, and saves the state that this needs.
 
-    If nothing was evicted since the turn started, its tokens are cropped. Otherwise a copy of the cache from before the
-    turn's first eviction is restored. One copy, of the latest turn that evicted tokens, is kept in main memory. While a
-    turn runs there is a second copy for it, because the older one is still needed if the turn fails or is stopped.
-    Without a copy, the tokens are prefilled again, as many as fit into the current budget.
+    The turn's tokens are cropped, and what it evicted is put back where it was: the cache records its changes, those of
+    the last turns in main memory (`CacheHistory`).
+
+    A recurrent state cannot be cropped, and a cache that prefills again after evictions has nothing to put back. There,
+    a copy of the cache from before the turn's first change is restored. One copy, of the latest turn that evicted
+    tokens, is kept. While a turn runs there is a second copy for it, because the older one is still needed if the turn
+    fails or is stopped.
+
+    If neither is there, the tokens are prefilled again, as many as fit into the current budget.
     """
 
     def __init__(self, cache: StreamingCache, log: TokenLog, feeder: Feeder) -> None:
         self._cache, self._log, self._feeder = cache, log, feeder
+        if cache.croppable and not isinstance(cache, RecomputingCache):
+            cache.history = CacheHistory(cache)
+        self._marks: dict[int, int] = {}
+        """For each turn, the number of the first change of the cache since it started."""
         self._running: TurnRecord | None = None
         self._copy: _Copy | None = None
         """The copy for a finished turn."""
@@ -105,6 +117,12 @@ class Rollback:
     def start_turn(self, turn: TurnRecord, before: TurnStart) -> None:
         """Start `turn`, the newest of the log, before any of it is fed or any event is emitted."""
         turn.before, self._running, self._must_copy = before, turn, True
+        history = self._cache.history
+        if history is not None:
+            history.begin_turn()
+            history.limit_bytes = max(SMALLEST_LIMIT, 2 * self._cache.kv_bytes)
+            self._marks[turn.number] = history.mark
+            return
         if not self._cache.croppable:
             self._save_copy(turn)  # a recurrent state cannot be cropped
 
@@ -113,25 +131,41 @@ class Rollback:
         self._copy = self._running_copy or self._copy
         self._running = self._running_copy = None
         if len(self._log.turns) > REACH and not self._hidden:
-            self._log.turns[-REACH - 1].before = None
+            self._forget(self._log.turns[-REACH - 1])
+
+    def _forget(self, turn: TurnRecord) -> None:
+        """Drop what undoing `turn`, which is too old now, needs."""
+        turn.before = None
+        self._marks.pop(turn.number, None)
+        if self._cache.history is not None:
+            self._cache.history.forget_before(self._marks.get(turn.number + 1, 0))
 
     @contextmanager
     def hidden_turn(self) -> Iterator[None]:
         """Keep the undo state of other turns while a turn runs and is undone inside the block."""
         copy, self._hidden = self._copy, True
+        history = self._cache.history
+        archive = None if history is None else history.on_evicted
+        if history is not None:
+            history.on_evicted = None
         try:
             yield
         finally:
             self._copy, self._hidden = copy, False
+            if history is not None:
+                history.on_evicted = archive
 
     def before_evict(self) -> None:
         """Save a copy of the cache before the first eviction of the running turn."""
-        if self._running is not None and self._must_copy:
+        if self._running is not None and self._must_copy and self._cache.history is None:
             self._save_copy(self._running)
 
     def clear(self) -> None:
         """Drop all copies; the conversation starts over."""
         self._running = self._copy = self._running_copy = None
+        self._marks.clear()
+        if self._cache.history is not None:
+            self._cache.history.clear()
 
     def undo(self, turn: TurnRecord) -> UndoResult:
         """Undo `turn` and all later ones, whether finished or not. Pins of older turns do not change.
@@ -142,36 +176,61 @@ class Rollback:
         assert before is not None
         assert self._log.turns[turn.number - 1] is turn
         cache.discard_partial_forward()
+        # not if memory ran out while layers evicted
+        is_whole = cache.history is None or set(cache.lengths) <= {cache.length}
         copy = self._copy_of(turn)
         self._running = self._running_copy = None
         left = Ledger(cache.ledger.runs_before(turn.start), turn.start)
-        pins = Ledger(list(cache.pins)).runs_before(turn.start)
+        pins = self._pins_before(turn)
+        first_change = self._marks.get(turn.number) if is_whole else None
+        for undone in self._log.turns[turn.number - 1 :]:
+            self._marks.pop(undone.number, None)
         self._log.cut(turn.start)
         del self._log.turns[turn.number - 1 :]
         mark = before.cache
         fitted = fit_to_budget(cache, self._log, mark.held, pins=pins, turn_starts=mark.turn_starts)
-        read_again = self._restore(fitted, left, copy)
+        read_again = self._restore(fitted, left, copy, first_change, is_whole)
         cache.turn_starts = [start for start in fitted.turn_starts if cache.ledger.count_in(start, start + 1)]
         cache.pins, cache.compression_count = fitted.pins, mark.compressions
         restored = cache.length - sum(cache.ledger.count_in(*run) for run in left.runs)
         missing = sum(stop - first for first, stop in fitted.runs) - cache.length
         return UndoResult(restored, read_again, missing, fitted.unpinned)
 
-    def _restore(self, fitted: CacheSelection, left: Ledger, copy: _Copy | None) -> int:
+    def _pins_before(self, turn: TurnRecord) -> list[Run]:
+        """Return the pins of older turns, without those of turns that were paged in since."""
+        assert turn.before is not None
+        pins = Ledger(list(self._cache.pins)).runs_before(turn.start)
+        held = Ledger(list(turn.before.cache.held))
+        for pinned in pinned_turns(self._log, pins, self._cache.num_sink_tokens):
+            first, stop = max(pinned.start, self._cache.num_sink_tokens), pinned.end or pinned.start
+            if first < stop and not held.count_in(first, stop):
+                pins = runs_without(pins, first, stop)
+        return pins
+
+    def _restore(
+        self, fitted: CacheSelection, left: Ledger, copy: _Copy | None, first_change: int | None, is_whole: bool
+    ) -> int:
         """Make `fitted` the contents of the cache, in the cheapest way; return the number of tokens prefilled.
 
         Args:
             fitted: The tokens to cache.
             left: Those that are still cached.
             copy: The cache before the turn, if there is a copy.
+            first_change: Number of the first change of the cache since the turn started, if it is known.
+            is_whole: Whether all layers have the tokens of the ledger.
         """
         cache, stop = self._cache, len(self._log)
+        history = cache.history
+        if history is not None and first_change is not None and history.reaches(first_change):
+            cache.crop_from(stop)
+            history.undo_to(first_change, stop)
+            return 0 if cache.ledger.runs == fitted.runs else self._prefill(fitted)
         if copy is not None and copy.runs == fitted.runs:
             checkpoint.restore(cache, copy.checkpoint)
             if cache.croppable:
                 cache.crop_from(stop)
             return 0
-        if cache.croppable and left.runs == fitted.runs:
+        if cache.croppable and left.runs == fitted.runs and is_whole:
             cache.crop_from(stop)
             return 0
         return self._prefill(fitted)

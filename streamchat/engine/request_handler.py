@@ -74,6 +74,8 @@ class RequestHandler:
         match job.request:
             case rq.Submit(text):
                 self._turns.run(job, encodable(text))
+            case rq.Quote(turn=turn) if turn and self._turns.page_in(job, turn):
+                pass
             case rq.Quote(text, reply, pin):
                 self._turns.run(job, encodable(text), reply=encodable(reply), pin=pin)
             case rq.Retry():

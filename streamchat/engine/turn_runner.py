@@ -195,6 +195,19 @@ class TurnRunner:
             self._jobs.finish(job)
         self._emit(summary)
 
+    def page_in(self, job: Job, number: int) -> bool:
+        """Page turn `number` in instead of quoting it; return whether that finished the job. A notice says why not."""
+        conversation = self._host.active.conversation
+        try:
+            paged = conversation.page_in(number)
+        except ConfigError as error:
+            self._emit(ev.Notice(f"{error}; the message is quoted instead"))
+            return False
+        self._archive.changed = True
+        self._jobs.finish(job)
+        self._emit(ev.TurnPagedIn(number, paged.tokens, paged.seconds, conversation.state()))
+        return True
+
     def set_pin(self, number: int, pinned: bool) -> None:
         """Pin or unpin a turn."""
         conversation = self._host.active.conversation

@@ -107,6 +107,15 @@ def pinned_sentence(event: ev.TurnPinned) -> str:
     return f"Turn {event.turn} ({plural(event.tokens, 'token')}) is {what}."
 
 
+def paged_in_sentence(event: ev.TurnPagedIn) -> str:
+    """Confirmation of `/keep N` if the turn's keys and values were kept."""
+    tokens = plural(event.tokens, "token")
+    return (
+        f"Turn {event.turn} is back in context and pinned: {tokens} were put back in {event.seconds * 1000:.0f} ms, "
+        "without a prefill."
+    )
+
+
 # --- turns ----------------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,8 @@ def _line(event: ev.Event) -> Line | None:
             return Line("eviction", messages.eviction_sentence(event))
         case ev.TurnPinned():
             return Line("info", messages.pinned_sentence(event))
+        case ev.TurnPagedIn():
+            return Line("info", messages.paged_in_sentence(event))
         case ev.TurnFinished():
             return _finished(event)
         case ev.TurnUndone() if not event.replaced or event.prefilled:

@@ -83,7 +83,7 @@ class StatusBoard:
                 self.lengths.add(event.cache.length)
                 if event.busy and event.decode_tps is not None:
                     self.speeds.add(event.decode_tps)
-            case ev.TokensEvicted(cache=cache) | ev.TurnPinned(cache=cache):
+            case ev.TokensEvicted(cache=cache) | ev.TurnPinned(cache=cache) | ev.TurnPagedIn(cache=cache):
                 self.cache = cache
             case ev.TurnStarted():
                 self.busy = True

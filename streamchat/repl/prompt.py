@@ -238,7 +238,7 @@ class Prompt:
             case ev.Notice() if event.level != "info":
                 self._recent.append(event)
                 self._answered = True
-            case ev.ConversationCleared() | ev.Notice() | ev.TurnPinned() | ev.SettingChanged():
+            case ev.ConversationCleared() | ev.Notice() | ev.TurnPinned() | ev.TurnPagedIn() | ev.SettingChanged():
                 self._answered = True
                 if isinstance(event, ev.Notice) and event.level == "error":
                     self._loading = False  # /model failed

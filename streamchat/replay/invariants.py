@@ -173,9 +173,9 @@ class Inspector:
                 self.evicted = merged_runs([*self.evicted, *runs])
             case ev.CacheAudited(after=after):
                 self.audit = event
-                if after == "eviction":
+                if after in ("eviction", "page_in"):
                     self._check_lengths(event)
-                elif after in ("undo", "resume"):  # earlier evictions are known only from the cache
+                if after in ("undo", "resume", "page_in"):  # earlier evictions are known only from the cache
                     self.evicted = _gaps(event.ledger, event.log_tokens)
             case ev.TurnFinished():
                 self._check_turn(event)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.assemble import StartedConversation
     from streamchat.conversation.conversation import Conversation
     from streamchat.conversation.log import TurnRecord
+    from streamchat.sessions.evicted_archive import EvictedArchive
     from streamchat.sessions.recorder import Recorder
     from streamchat.sessions.resume import ResumeResult
     from streamchat.store.lock import SessionLock
@@ -71,6 +72,9 @@ class Archive:
         self._identities = identities or Identities()
         self.recorder: Recorder | None = None
         """None if nothing is saved."""
+        self._evicted: EvictedArchive | None = None
+        self._notices: list[str] = []
+        """Sentences for the user from other threads."""
         self.saving = threading.Event()
         """Set while the cache is written to the disk; closing waits for it."""
         self.changed = False
@@ -96,6 +100,7 @@ class Archive:
         """
         if self._open_store is None or self.recorder is not None or (self._is_deferred and not required):
             return
+        from streamchat.sessions.evicted_archive import EvictedArchive
         from streamchat.sessions.recorder import Recorder
 
         try:
@@ -107,12 +112,16 @@ class Archive:
             self._emit(ev.Notice(f"This conversation is not saved: {error}", "warning"))
             return
         self.recorder = Recorder(store, self._emit)
+        self._evicted = EvictedArchive(store.evicted, self._notices.append)
         if self._has_upkeep and store.is_user_database:
             self._upkeep = Upkeep(store, self._emit)
             self._upkeep.start_if_due()
 
     def close(self) -> None:
         """Close the session and the store."""
+        if self._evicted is not None:
+            self._evicted.close()
+            self._evicted = None
         if self.recorder is not None:
             self.recorder.close_session()
             if self._upkeep is not None:
@@ -127,6 +136,11 @@ class Archive:
         self.changed = False
         if self.recorder is not None:
             self.recorder.start(active.conversation, self._identities.of(active))
+            self._archive_evicted(active)
+
+    def _archive_evicted(self, active: StartedConversation) -> None:
+        if self._evicted is not None:
+            self._evicted.attach(active.conversation, self._identities.of(active), lambda: self.session)
 
     def start_saving(self, active: StartedConversation) -> None:
         """Save the active conversation with all its turns from now on; nothing changes if it is saved already.
@@ -155,6 +169,13 @@ class Archive:
         """Record an event."""
         if self.recorder is not None:
             self.recorder.record(event)
+        if self._evicted is not None and isinstance(event, ev.TurnFinished):
+            if event.rolled_back:
+                self._evicted.undone(event.stats.turn)
+            else:
+                self._evicted.flush()
+            while self._notices:
+                self._emit(ev.Notice(self._notices.pop(0), "warning"))
         if self._upkeep is not None and isinstance(event, ev.TurnFinished):
             self._upkeep.start_if_due()
 
@@ -166,6 +187,8 @@ class Archive:
     def record_undo(self, number: int) -> None:
         """Record that turn `number`, the newest, was undone."""
         self.changed = True
+        if self._evicted is not None:
+            self._evicted.undone(number)
         if self.recorder is not None:
             self.recorder.record_undo(number)
 
@@ -325,8 +348,11 @@ class Archive:
         if result.cut_turn:
             conversation.close_cut_reply(result.cut_reply)
             self.recorder.record_cut_reply(result.cut_turn)
+        self._archive_evicted(active)
         if result.message_back:
-            self.recorder.record_undo(len(conversation.log.turns) + 1)
+            self.record_undo(len(conversation.log.turns) + 1)
+        if result.rewritten and self._evicted is not None:
+            self._evicted.undone(0)  # they are of other tokens
         self.changed = bool(result.reason or result.cut_turn)
         return stored, result
 

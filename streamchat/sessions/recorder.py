@@ -175,7 +175,7 @@ class Recorder:
                 times = self._times.setdefault(stats.turn, _Times(time.time()))
                 times.finished, times.stats, times.finish_reason = time.time(), stats.as_dict(), stats.finish_reason
                 self._write_from(stats.turn)
-            case ev.TurnPinned():
+            case ev.TurnPinned() | ev.TurnPagedIn():
                 self._try_write(self._write)
             case ev.SettingChanged(name=name, value=value):
                 self._try_write(lambda: self._write_change(name, value))

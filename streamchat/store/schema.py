@@ -95,7 +95,27 @@ CREATE TABLE live (
 ) STRICT;
 """
 
-MIGRATIONS = (_FIRST, _LIVE)
+_EVICTED = """
+CREATE TABLE evicted (
+    id            INTEGER PRIMARY KEY,
+    session       TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+    turn          INTEGER NOT NULL,           -- number of the turn that evicted the tokens
+    at            REAL NOT NULL,
+    runs          TEXT NOT NULL,              -- JSON: runs [first, stop) of their token log indices
+    ids_checksum  TEXT NOT NULL,
+    fingerprint   TEXT NOT NULL,              -- of the model
+    dtype         TEXT NOT NULL,              -- of the cache
+    kind          TEXT NOT NULL,              -- native, int8
+    position      INTEGER NOT NULL,           -- absolute position of the first token
+    file          INTEGER NOT NULL,           -- number of the file with their keys and values
+    start         INTEGER NOT NULL,
+    length        INTEGER NOT NULL,
+    checksum      TEXT NOT NULL
+) STRICT;
+CREATE INDEX evicted_by_session ON evicted (session, turn);
+"""
+
+MIGRATIONS = (_FIRST, _LIVE, _EVICTED)
 """Script i takes a database from version i to i + 1 (`PRAGMA user_version`)."""
 
 

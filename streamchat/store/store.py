@@ -12,6 +12,7 @@ from typing import Any
 
 from streamchat.base.errors import SessionError, StoreError
 from streamchat.store.database import Database, acquire, database_path, release
+from streamchat.store.evicted import EvictedPages
 from streamchat.store.health import repair
 from streamchat.store.records import (
     CacheMark,
@@ -52,6 +53,8 @@ class Store:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or database_path()
         self._database: Database | None = acquire(self.path)
+        self.evicted = EvictedPages(self.path.parent / "evicted", lambda: self._open)
+        """Keys and values of evicted tokens."""
 
     def __enter__(self) -> Store:
         return self
@@ -205,7 +208,7 @@ class Store:
         return title
 
     def delete(self, session: str) -> bool:
-        """Delete a session, its cache snapshot, and its text in all files of the database.
+        """Delete a session, its cache snapshot, its archived tokens, and its text in all files of the database.
 
         Returns:
             Whether the text was removed from the files. If not, another program was using the database; the next
@@ -214,11 +217,13 @@ class Store:
         mark_pending(self.path)
         with self._open.write() as connection:
             self.snapshot_path(session).unlink(missing_ok=True)
+            self.evicted.delete(session)
             connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
         return self.scrub()
 
     def scrub(self) -> bool:
         """Remove the text of deleted sessions from all files of the database; return whether that succeeded."""
+        self.evicted.delete_orphans()
         with self._open.exclusive() as connection:
             return scrub(connection, self.path)
 

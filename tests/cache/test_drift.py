@@ -103,10 +103,10 @@ def test_key_errors_do_not_grow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     rebases = 0
     original = StreamingLayer.rebase
 
-    def counting(layer: StreamingLayer) -> None:
+    def counting(layer: StreamingLayer, to: int) -> None:
         nonlocal rebases
         rebases += 1
-        original(layer)
+        original(layer, to)
 
     monkeypatch.setattr(StreamingLayer, "rebase", counting)
     tenths, cache = errors_over(dtype)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from streamchat.base.errors import CacheError, ConfigError
+from streamchat.base.errors import CacheError, ConfigError, TurnError
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
@@ -93,18 +94,66 @@ def test_an_undone_turn_never_happened(family: str, question: str, answer: str) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_turns_further_back_are_read_again_and_the_cost_is_told(family: str) -> None:
+def test_turns_further_back_are_restored_or_read_again_and_the_cost_is_told(family: str) -> None:
     chat, other = talk(family), talk(family)
     expected = facts(other)
     for number in range(3):
         chat.say(f"a longer question {number}, " * 3, "short")
     taken = [chat.conversation.undo() for _ in range(3)]
-    assert taken[0].read_again == 0  # the copy of the latest turn that evicted
-    if family == "falcon_h1":  # nothing can be cut from its state
-        assert all(each.read_again > 0 for each in taken[1:])
-    else:
+    assert taken[0].read_again == 0
+    if family in ("llama", "gpt_neox"):  # the cache records its changes
+        assert all(each.read_again == 0 for each in taken)
+        same_tensors(tensors(chat), tensors(other))
+    else:  # there is one copy, of the latest turn that evicted: no state can be cut, or no token moved
         assert any(each.read_again > 0 for each in taken[1:])
     assert facts(chat) == expected
+    chat.check()
+
+
+@pytest.mark.parametrize("evict", ["oldest-turns", pytest.param("keep-first-turn", marks=pytest.mark.slow)])
+def test_each_of_the_last_64_turns_is_undone_to_the_bit(evict: str) -> None:
+    chat = make_chat(cache_size=128, max_new_tokens=400, evict=evict)
+    conversation = chat.conversation
+    conversation.cache.position_limit = 400  # so that some of them rebase
+    saved = []
+    for number in range(70):
+        saved.append((deepcopy(facts(chat)), tensors(chat)))
+        chat.say(f"question {number}", "and then, " * 8 if number % 23 == 7 else f"is {number}")
+        if number % 9 == 3:
+            conversation.set_pin(number + 1, True)
+            conversation.set_pin(number + 1, False)
+    assert conversation.cache.compression_count > 50
+    for number in range(70, 6, -1):
+        for _ in range(number % 3):
+            if number % 5 == 0 and 50 < number < 70:  # and what comes after is undone again
+                chat.say("one more", "and its reply")
+        undone = conversation.undo(number)
+        assert undone.read_again == 0, number
+        before, cached = saved[number - 1]
+        assert facts(chat) == before
+        same_tensors(tensors(chat), cached)
+    with pytest.raises(ConfigError, match="too old"):
+        conversation.undo()
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_an_eviction_that_fails_halfway_through_the_layers_is_repaired(
+    broken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = talk("llama", turns=8)
+    expected = deepcopy(facts(chat))
+    layer = chat.conversation.cache.streaming_layers[broken]
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(layer, "evict", fail)
+    with pytest.raises(TurnError, match="out of memory"):
+        chat.say(LONG, "an answer")
+    monkeypatch.undo()
+    assert facts(chat) == expected
+    chat.check()
+    chat.say("is all well?", "it is")
     chat.check()
 
 

@@ -44,6 +44,7 @@ SAMPLES: tuple[ev.Event, ...] = (
     ev.EngineClosed(),
     evicted(1),
     ev.TurnPinned(3, True, 5, CACHE),
+    ev.TurnPagedIn(3, 120, 0.0042, CACHE),
     ev.StatusSampled(CACHE, ev.MemoryState(1)),
     ev.Notice("take care", "warning"),
     ev.SettingChanged("top_p", 0.5),
@@ -90,6 +91,13 @@ def test_every_event_class_is_decided() -> None:
         (evicted(2), Line("eviction", "turn 2 is no longer in context (120 tokens evicted, 380 of 512 cached)")),
         (ev.TurnPinned(3, True, 5, CACHE), Line("info", "Turn 3 (5 tokens) is pinned: it is never evicted.")),
         (ev.TurnPinned(3, False, 1, CACHE), Line("info", "Turn 3 (1 token) is unpinned.")),
+        (
+            ev.TurnPagedIn(3, 120, 0.0042, CACHE),
+            Line(
+                "info",
+                "Turn 3 is back in context and pinned: 120 tokens were put back in 4 ms, without a prefill.",
+            ),
+        ),
         (ev.Notice("be\x1b[2J\ncareful", "warning"), Line("warning", "be careful")),
         (ev.ConversationCleared(), Line("info", "New conversation.")),
         (

@@ -393,9 +393,10 @@ class Oracle:
             return False
         cache = conversation.cache
         if cache.croppable:
-            taken = checkpoint.capture(cache)
+            taken, history, cache.history = checkpoint.capture(cache), cache.history, None
             found = conversation.next_logits()
             checkpoint.restore(cache, taken)
+            cache.history = history  # it is the same cache again, to the bit
         else:
             if len(self.tokens.held) >= self.budget:
                 return False

@@ -110,8 +110,8 @@ def with_unmoved_sinks(cache: StreamingCache) -> StreamingCache:
 def with_unturned_rebase(cache: StreamingCache) -> StreamingCache:
     """The same cache, with positions that are set back while the keys stay as they are."""
 
-    def rebase(layer: StreamingLayer) -> None:
-        layer.base = 0
+    def rebase(layer: StreamingLayer, to: int) -> None:
+        layer.base = to
 
     for layer in cache.streaming_layers:
         layer.rebase = partial(rebase, layer)  # type: ignore[method-assign]

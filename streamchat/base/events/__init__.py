@@ -16,6 +16,7 @@ from streamchat.base.events.cache import (
     StatusSampled,
     TokensEvicted,
     Trigger,
+    TurnPagedIn,
     TurnPinned,
 )
 from streamchat.base.events.connection import ConnectionChanged

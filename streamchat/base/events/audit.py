@@ -7,7 +7,7 @@ from typing import Literal
 
 from streamchat.base.events.event import Event
 
-AuditMoment = Literal["eviction", "turn", "rollback", "undo", "resume"]
+AuditMoment = Literal["eviction", "turn", "rollback", "undo", "resume", "page_in"]
 """What an audit follows."""
 
 

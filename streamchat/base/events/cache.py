@@ -7,8 +7,9 @@ from typing import Literal
 
 from streamchat.base.events.event import Event
 
-Trigger = Literal["between_turns", "prefill", "decode"]
-"""When tokens were evicted: making room before a turn, during prefill, or during decoding."""
+Trigger = Literal["between_turns", "prefill", "decode", "page_in"]
+"""When tokens were evicted: making room before a turn, during prefill, during decoding, or for an evicted turn that is
+paged in."""
 
 
 SegmentPart = Literal["sinks", "system", "user", "assistant"]
@@ -80,6 +81,17 @@ class TurnPinned(Event):
     pinned: bool
     tokens: int
     """Its cached tokens."""
+    cache: CacheState
+
+
+@dataclass(frozen=True)
+class TurnPagedIn(Event):
+    """An evicted turn is cached and pinned again: its keys and values were put back, without a prefill."""
+
+    turn: int
+    tokens: int
+    """How many came back."""
+    seconds: float
     cache: CacheState
 
 

@@ -12,7 +12,19 @@ from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
 # attributes of a `StreamingLayer` that are not recurrent state, and those that follow from the tensors
-_OTHERS = {"keys", "values", "cache_size", "rotation", "slots", "start", "end", "base", "_buffers", "_originals"}
+_OTHERS = {
+    "keys",
+    "values",
+    "cache_size",
+    "rotation",
+    "slots",
+    "start",
+    "end",
+    "base",
+    "written",
+    "_buffers",
+    "_originals",
+}
 _OTHERS |= {"is_initialized", "dtype", "device"}
 Plain = bool | int | float | str | None
 

@@ -27,8 +27,8 @@ class RotarySource:
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._module, self._args, self._kwargs = module, args, kwargs
-        self._memo: tuple[tuple[int, int, torch.device], Angles] | None = None
-        self._wide: tuple[tuple[int, int, torch.device], Angles] | None = None
+        self._memo: dict[_Range, Angles] = {}
+        self._wide: dict[_Range, Angles] = {}
         given = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
         # its own buffers first: arguments may have come from another device
         self._device = next((t.device for t in (*module.buffers(), *given)), torch.device("cpu"))
@@ -78,20 +78,31 @@ class RotarySource:
         return cos / scale, sin / scale
 
     def angles_range(self, start: int, count: int, device: torch.device) -> Angles:
-        """Return `angles` at start .. start + count - 1 on `device`; caches the last result, which all layers share."""
+        """Return `angles` at start .. start + count - 1 on `device`; caches the last ones, which all layers share."""
         key = (start, count, device)
-        if self._memo is None or self._memo[0] != key:
+        if key not in self._memo:
             cos, sin = self.angles(torch.arange(start, start + count, device=self._device))
-            self._memo = (key, (cos.to(device), sin.to(device)))
-        return self._memo[1]
+            _remember(self._memo, key, (cos.to(device), sin.to(device)))
+        return self._memo[key]
 
     def wide_range(self, start: int, count: int, device: torch.device) -> Angles:
         """Return `angles_range` for rotation by halves, each (count, 2 x pairs): (cos | cos) and (-sin | sin)."""
         key = (start, count, device)
-        if self._wide is None or self._wide[0] != key:
+        if key not in self._wide:
             cos, sin = self.angles_range(start, count, device)
-            self._wide = (key, (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)))
-        return self._wide[1]
+            _remember(self._wide, key, (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)))
+        return self._wide[key]
+
+
+_Range = tuple[int, int, torch.device]
+_MEMO = 3
+"""Ranges that are remembered: a rebase uses three for each layer."""
+
+
+def _remember(memo: dict[_Range, Angles], key: _Range, angles: Angles) -> None:
+    while len(memo) >= _MEMO:
+        del memo[next(iter(memo))]
+    memo[key] = angles
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,13 @@ MAX_RESULTS = 12
 
 
 def turn_done(event: ev.Event) -> bool:
-    """Whether a turn has ended."""
-    return isinstance(event, ev.TurnFinished)
+    """Whether a turn has ended, or an evicted one was paged in instead."""
+    return isinstance(event, ev.TurnFinished | ev.TurnPagedIn)
+
+
+def turn_here(found: SearchHit, session: str | None) -> int:
+    """The turn of the conversation `session` that a search result is from; 0 if it is from elsewhere or undone."""
+    return found.turn if found.session == session and not found.undone else 0
 
 
 def undo_done(event: ev.Event) -> bool:
@@ -125,10 +130,11 @@ class SessionCommands:
     def keep(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/keep N or TEXT`."""
         if argument and not is_whole_number(argument):
-            text = note_prompt(argument)
+            context.engine.send(Quote(note_prompt(argument), QUOTE_REPLY, pin=True))
         else:
-            text = quote_prompt(self._chosen("/keep", argument), time.time())
-        context.engine.send(Quote(text, QUOTE_REPLY, pin=True))
+            found = self._chosen("/keep", argument)
+            text, turn = quote_prompt(found, time.time()), turn_here(found, context.board.session)
+            context.engine.send(Quote(text, QUOTE_REPLY, pin=True, turn=turn))
         return SlashResult(done_when=turn_done)
 
     def _chosen(self, command: str, argument: str) -> SearchHit:

@@ -13,7 +13,7 @@ from streamchat.base.sanitize import without_blank_ends
 from streamchat.frontend.messages import QUOTE_REPLY, quote_prompt
 from streamchat.frontend.outbox import Phase
 from streamchat.frontend.slash.registry import SlashCommand, SlashResult, parse
-from streamchat.frontend.slash.session_commands import turn_done
+from streamchat.frontend.slash.session_commands import turn_done, turn_here
 from streamchat.tui.screens.finder import RecallChoice, RecallScreen, SessionsScreen
 from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.screens.sending import SendingScreen
@@ -157,5 +157,7 @@ class CommandScreen(SendingScreen):
             return
         self._outbox.begin_command(turn_done)
         text = quote_prompt(choice.found, time.time())
-        self.state.engine.send(Quote(text, QUOTE_REPLY, choice.action == "keep"))
+        keep = choice.action == "keep"
+        turn = turn_here(choice.found, self.state.board.session) if keep else 0
+        self.state.engine.send(Quote(text, QUOTE_REPLY, keep, turn))
         self.show_keys()

@@ -1,0 +1,140 @@
+"""What an eviction takes from a layer and moves in it, saved so that it can be undone to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.layers.slots import (
+    CopiedStates,
+    SlotState,
+    copied,
+    open_front,
+    originals_count,
+    originals_of,
+    read_originals,
+    read_slots,
+    set_originals,
+    write_slots,
+)
+
+
+@dataclass(frozen=True)
+class StateBefore:
+    """What a change of all layers loses: contents of slots, and the bookkeeping before it."""
+
+    slots: CopiedStates
+    """The slots that an eviction drops; none for other changes."""
+    originals: CopiedStates
+    """The originals of those slots, as far as they have some."""
+    moved: CopiedStates
+    """The slots from `written` on that the change writes anew."""
+    base: int
+    """Absolute position of the first slot."""
+    written: int
+    known: int
+    """Number of originals."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return self.slots.nbytes + self.originals.nbytes + self.moved.nbytes
+
+
+def save_cut(layers: Sequence[StreamingLayer], at: int, count: int, front: int) -> StateBefore:
+    """Return what evicting slots from slot `at` on loses. O(saved slots).
+
+    The slots before `at` move as well. Those that were written from their originals before can be written from them
+    again, so only the others are saved.
+
+    Args:
+        layers: The layers before the eviction.
+        at: The first slot to evict.
+        count: How many of the evicted slots to save, from the first one on.
+        front: How many of the slots before `at` to save.
+    """
+    slots, originals = CopiedStates(), CopiedStates()
+    if count:
+        slots = copied([read_slots(layer, at, at + count) for layer in layers])
+        originals = copied([read_originals(layer, at, at + count) for layer in layers])
+    moved = copied([_unwritten(layer, front) for layer in layers])
+    return _state(layers, slots, originals, moved)
+
+
+def save_rebase(layers: Sequence[StreamingLayer], front: int) -> StateBefore:
+    """Return what a rebase loses in the first `front` slots: their keys, which are rotated in place. O(front)."""
+    moved = copied([_rotated(layer, _unwritten(layer, front)) for layer in layers])
+    return _state(layers, CopiedStates(), CopiedStates(), moved)
+
+
+def undo_cut(layers: Sequence[StreamingLayer], before: StateBefore, at: int, count: int, keep: int) -> None:
+    """Undo the eviction of `count` slots from slot `at` on. O(restored slots and those before them).
+
+    Args:
+        layers: In the state after it, or with newest slots removed since.
+        before: The state of `save_cut`.
+        at: The first evicted slot.
+        count: The number of evicted slots.
+        keep: How many of them to restore. The others were newer than a token that was removed since.
+    """
+    for i, layer in enumerate(layers):
+        if layer.buffers is None or layer.length + keep == 0:
+            continue
+        first = min(at, layer.length)
+        open_front(layer, keep)
+        _put_back_originals(layer, before, i, first, count, keep)
+        layer.start -= keep
+        layer.base = before.base
+        if keep:
+            write_slots(layer, first, {name: tensor[:, :, :keep] for name, tensor in before.slots.of(i).items()})
+        rewrite(layer, before, i, first)
+        layer._refresh_views()
+
+
+def undo_rebase(layers: Sequence[StreamingLayer], before: StateBefore) -> None:
+    """Undo a rebase; newest slots may have been removed since."""
+    for i, layer in enumerate(layers):
+        if layer.buffers is not None and layer.length:
+            layer.base = before.base
+            rewrite(layer, before, i, layer.length)
+
+
+def _put_back_originals(layer: StreamingLayer, before: StateBefore, index: int, at: int, count: int, keep: int) -> None:
+    """Restore the originals of the slots that had some before the cut, and drop those that it made."""
+    states = [read_originals(layer, 0, min(at, before.known))]
+    if before.known > at and keep:
+        states.append({name: tensor[:, :, :keep] for name, tensor in before.originals.of(index).items()})
+        states.append(read_originals(layer, at, max(at, before.known - count)))
+    set_originals(layer, [originals_of(state) for state in states if state])
+
+
+def rewrite(layer: StreamingLayer, before: StateBefore, index: int, stop: int) -> None:
+    """Write the first `stop` slots as they were at position `before.base`."""
+    from_originals = min(before.written, stop, originals_count(layer))
+    if from_originals:
+        layer._write_prefix(from_originals)
+    layer.written = min(before.written, layer.length)
+    left = stop - before.written
+    if left > 0:
+        moved = before.moved.of(index)
+        write_slots(layer, before.written, {name: tensor[:, :, :left] for name, tensor in moved.items()})
+
+
+def _state(
+    layers: Sequence[StreamingLayer], slots: CopiedStates, originals: CopiedStates, moved: CopiedStates
+) -> StateBefore:
+    first = layers[0]  # positions and copies are the same in all layers
+    return StateBefore(slots, originals, moved, first.base, first.written, originals_count(first))
+
+
+def _unwritten(layer: StreamingLayer, stop: int) -> SlotState:
+    """Return what the slots before `stop` store that cannot be written from originals to the bit."""
+    return read_slots(layer, layer.written, stop) if layer.written < stop else {}
+
+
+def _rotated(layer: StreamingLayer, state: SlotState) -> SlotState:
+    """Return the part of a state that a change of positions changes."""
+    if layer.rotation.values is not None:
+        return state
+    return {name: tensor for name, tensor in state.items() if not name.startswith("value")}

@@ -1,0 +1,123 @@
+"""Puts evicted tokens back into the layers, among the others, without a forward pass; and removes them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from streamchat.cache.layers.cuts import StateBefore, rewrite, save_cut
+from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.layers.slots import (
+    CopiedStates,
+    open_front,
+    originals_count,
+    originals_of,
+    read_originals,
+    set_originals,
+)
+from streamchat.cache.positions.rotation import TensorRotation
+
+Originals = tuple[Tensor, Tensor]
+"""Unrotated float32 keys and values, (batch, num_kv_heads, tokens, head_dim) each."""
+
+
+def unrotated(
+    layers: Sequence[StreamingLayer], slots: CopiedStates, originals: CopiedStates, position: int
+) -> list[Originals]:
+    """Return the originals of evicted tokens, per layer. The tensors are in main memory.
+
+    Args:
+        layers: The layers that they were evicted from.
+        slots: What their slots stored.
+        originals: The originals of the first of them, if they had been moved before.
+        position: Absolute position of the first one.
+    """
+    pairs: list[list[Tensor | None]] = [[None, None] for _ in layers]
+    for name, indices, stack in slots.stacks:
+        part = int(name == "values")
+        for i, tensor in _undone(layers, part, indices, stack, position):
+            pairs[i][part] = tensor
+    result = []
+    for i, (keys, values) in enumerate(pairs):
+        assert keys is not None
+        assert values is not None
+        moved = originals.of(i)
+        known = originals_of(moved) if moved else (keys[:, :, :0], values[:, :, :0])
+        first = known[0].shape[2]
+        result.append(
+            (torch.cat([known[0], keys[:, :, first:]], dim=2), torch.cat([known[1], values[:, :, first:]], dim=2))
+        )
+    return result
+
+
+def _undone(
+    layers: Sequence[StreamingLayer], part: int, indices: tuple[int, ...], stack: Tensor, position: int
+) -> list[tuple[int, Tensor]]:
+    """Return (layer, unrotated tensor) of a stack; layers that rotate alike are rotated back at once."""
+    groups: dict[TensorRotation | None, list[int]] = {}
+    for at, i in enumerate(indices):
+        both = layers[i].rotation
+        groups.setdefault(both.values if part else both.keys, []).append(at)
+    found: list[tuple[int, Tensor]] = []
+    for rotation, places in groups.items():
+        tensors = (stack if len(places) == len(indices) else stack[places]).float()
+        if rotation is not None:
+            angles = rotation.source.angles_range(position, stack.shape[-2], stack.device)
+            tensors = rotation.apply(tensors, angles, undo=True)
+        found += [(indices[at], tensor) for at, tensor in zip(places, tensors.unbind(), strict=True)]
+    return found
+
+
+def save_insert(layers: Sequence[StreamingLayer], at: int) -> StateBefore:
+    """Return what inserting slots at slot `at` loses: the contents of the slots before, which move."""
+    return save_cut(layers, at, 0, at)
+
+
+def insert_originals(layers: Sequence[StreamingLayer], at: int, originals: Sequence[Originals]) -> None:
+    """Insert tokens before slot `at` of each layer. O(the tokens and those before them): the window is not touched.
+
+    Args:
+        layers: All layers; the positions before their first one leave room for the tokens.
+        at: The slot of the first token.
+        originals: The tokens' originals, per layer.
+    """
+    for layer, (keys, values) in zip(layers, originals, strict=True):
+        count = keys.shape[2]
+        assert count <= layer.base
+        layer._save_originals(at)
+        open_front(layer, count)
+        states = [read_originals(layer, 0, at), read_originals(layer, at, max(at, originals_count(layer)))]
+        front, rest = ([originals_of(state)] if state else [] for state in states)
+        set_originals(layer, [*front, (keys, values), *rest])
+        layer.start -= count
+        layer.base -= count
+        layer._write_prefix(at + count)
+
+
+def undo_insert(layers: Sequence[StreamingLayer], before: StateBefore, at: int, count: int, keep: int) -> None:
+    """Remove `count` inserted slots from slot `at` on.
+
+    Args:
+        layers: In the state after the insertion, or with newest slots removed since.
+        before: The state of `save_insert`.
+        at: The first inserted slot.
+        count: The number of inserted slots.
+        keep: How many of them are still there; the others were newer than a token that was removed since.
+    """
+    for i, layer in enumerate(layers):
+        if layer.buffers is None:
+            continue
+        first = min(at, layer.length)
+        states = [read_originals(layer, 0, min(first, before.known))]
+        if before.known > first:
+            states.append(read_originals(layer, first + keep, max(first + keep, before.known + count)))
+        set_originals(layer, [originals_of(state) for state in states if state])
+        layer.start += keep
+        layer.base = before.base
+        if layer.length:
+            rewrite(layer, before, i, first)
+        else:
+            layer.truncate(0)
+        layer._refresh_views()

@@ -1,0 +1,115 @@
+"""Reads, writes, inserts and removes single slots of a layer, with everything that the layer stores for them.
+
+What a slot stores is a dict of tensors, (batch, heads, slots, ...) each, so that callers copy it without knowing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamchat.cache.layers.layer import StreamingLayer
+
+SlotState = dict[str, Tensor]
+"""What some slots of a layer store, by name; dimension 2 counts the slots."""
+ORIGINAL = "original_"
+"""Start of the names of the unrotated float32 copies, which only slots at the front have."""
+
+
+def read_slots(layer: StreamingLayer, first: int, stop: int) -> SlotState:
+    """Return views of what slots `[first, stop)` store: `keys` and `values`, as they are in the buffers."""
+    assert layer.buffers is not None
+    keys, values = (buffer.narrow(2, layer.start + first, stop - first) for buffer in layer.buffers)
+    return {"keys": keys, "values": values}
+
+
+def write_slots(layer: StreamingLayer, first: int, state: Mapping[str, Tensor]) -> None:
+    """Write a `read_slots` of the same layer to the slots from `first` on, to the bit."""
+    count = next(iter(state.values())).shape[2] if state else 0
+    for name, views in read_slots(layer, first, first + count).items():
+        if name in state:
+            views.copy_(state[name])
+
+
+def read_originals(layer: StreamingLayer, first: int, stop: int) -> SlotState:
+    """Return views of the originals of slots `[first, stop)`, or of those at the front that have some; {} for none."""
+    known = originals_count(layer)
+    if known <= first:
+        return {}
+    assert layer._originals is not None
+    stop = min(stop, known)
+    keys, values = (x.narrow(2, first, stop - first) for x in layer._originals)
+    return {f"{ORIGINAL}keys": keys, f"{ORIGINAL}values": values}
+
+
+def originals_count(layer: StreamingLayer) -> int:
+    """Return the number of slots at the front that have originals."""
+    return 0 if layer._originals is None else layer._originals[0].shape[2]
+
+
+def set_originals(layer: StreamingLayer, parts: Iterable[Sequence[Tensor]]) -> None:
+    """Replace the originals by the concatenation of `parts`, (keys, values) each; none if all are empty."""
+    kept = [(keys, values) for keys, values in parts if keys.shape[2]]
+    if not kept:
+        layer._originals = None
+        return
+    device = kept[0][0].device if layer.buffers is None else layer.buffers[0].device
+    joined = [torch.cat([x.to(device) for x in column], dim=2) for column in zip(*kept, strict=True)]
+    layer._originals = joined[0], joined[1]
+
+
+def originals_of(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the originals in a state as (keys, values)."""
+    return state[f"{ORIGINAL}keys"], state[f"{ORIGINAL}values"]
+
+
+def open_front(layer: StreamingLayer, count: int) -> None:
+    """Make `count` free slots before the first one, moving the used ones in memory if there are fewer.
+
+    The caller moves `layer.start` and writes them.
+    """
+    if layer.start >= count or layer.buffers is None:
+        return
+    length = layer.length
+    assert count + length <= layer.slots
+    for buffer in layer.buffers:
+        used = buffer.narrow(2, layer.start, length)
+        buffer.narrow(2, count, length).copy_(used.clone())  # they overlap
+    layer.start, layer.end = count, count + length
+    layer._refresh_views()
+
+
+@dataclass(frozen=True)
+class CopiedStates:
+    """Copies of one state per layer, in main memory. Tensors of one shape are stacked: there are dozens of layers."""
+
+    stacks: tuple[tuple[str, tuple[int, ...], Tensor], ...] = ()
+    """Name, the layers that have it, and their tensors along dimension 0."""
+
+    def __bool__(self) -> bool:
+        return bool(self.stacks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for _, _, tensor in self.stacks)
+
+    def of(self, layer: int) -> SlotState:
+        """Return views of the state of a layer."""
+        return {name: stack[layers.index(layer)] for name, layers, stack in self.stacks if layer in layers}
+
+
+def copied(states: Sequence[SlotState]) -> CopiedStates:
+    """Return copies of one state per layer, made with few operations."""
+    groups: dict[tuple[object, ...], tuple[list[int], list[Tensor]]] = {}
+    for i, state in enumerate(states):
+        for name, tensor in state.items():
+            layers, tensors = groups.setdefault((name, tensor.shape, tensor.dtype, tensor.device), ([], []))
+            layers.append(i)
+            tensors.append(tensor)
+    return CopiedStates(
+        tuple((str(key[0]), tuple(layers), torch.stack(tensors).to("cpu")) for key, (layers, tensors) in groups.items())
+    )

@@ -1,0 +1,73 @@
+"""Evicted tokens as bytes: safetensors with the tensors of all layers, to the bit or in int8."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from streamchat.cache.evicted import EvictedTokens
+from streamchat.cache.layers.slots import CopiedStates
+
+Kind = Literal["native", "int8"]
+_KEY = "streamchat"
+_SCALE = ".scale"
+
+
+def to_bytes(tokens: EvictedTokens, kind: Kind) -> bytes:
+    """Return evicted tokens as bytes.
+
+    Args:
+        tokens: The tokens.
+        kind: native = to the bit. int8 = floating-point tensors in 8 bits, with one scale per token and head; the
+            float32 originals, which exact undo needs, are left out.
+    """
+    tensors: dict[str, Tensor] = {}
+    stacks: dict[str, list[list[object]]] = {}
+    parts = {"slots": tokens.slots} | ({"originals": tokens.originals} if kind == "native" else {})
+    for part, states in parts.items():
+        stacks[part] = []
+        for i, (name, layers, stack) in enumerate(states.stacks):
+            key = f"{part}.{i}"
+            stacks[part].append([name, layers, str(stack.dtype).removeprefix("torch.")])
+            if kind == "int8" and stack.is_floating_point():
+                tensors[key], tensors[key + _SCALE] = _quantized(stack)
+            else:
+                tensors[key] = stack.contiguous()
+    facts = {"runs": tokens.runs, "position": tokens.position, "stacks": stacks}
+    tensors[_KEY] = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+    return bytes(save(tensors))
+
+
+def from_bytes(data: bytes) -> EvictedTokens | None:
+    """Return the tokens of `to_bytes`; None if the bytes are not such tokens."""
+    try:
+        tensors = load(data)
+        facts = json.loads(bytes(tensors.pop(_KEY).tolist()))
+        parts = {part: _states(part, named, tensors) for part, named in facts["stacks"].items()}
+        runs = tuple((int(first), int(stop)) for first, stop in facts["runs"])
+        return EvictedTokens(runs, parts["slots"], parts.get("originals", CopiedStates()), int(facts["position"]))
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _states(part: str, named: list[list[object]], tensors: dict[str, Tensor]) -> CopiedStates:
+    stacks: list[tuple[str, tuple[int, ...], Tensor]] = []
+    for i, (name, layers, dtype) in enumerate(named):
+        tensor = tensors[f"{part}.{i}"]
+        scale = tensors.get(f"{part}.{i}{_SCALE}")
+        if scale is not None:
+            tensor = (tensor.float() * scale).to(getattr(torch, str(dtype)))
+        stacks.append((str(name), tuple(layers), tensor))  # type: ignore[arg-type]
+    return CopiedStates(tuple(stacks))
+
+
+def _quantized(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `x` in int8, and float32 scales (..., 1)."""
+    wide = x.float()
+    scale = wide.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
+    return (wide / scale).round().to(torch.int8), scale

@@ -1,0 +1,244 @@
+"""Keys and values of evicted tokens on the disk: pages appended to a few files per session, with an index in SQLite.
+
+A page is on the disk before its row is written, so every row has its page. A page that is damaged or missing all the
+same does not match its row's checksum, and counts as absent. Each process starts a new file: the end of another one may
+be half a page. Files are the unit that is deleted when there are too many bytes, oldest first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from streamchat.base.errors import StoreError, reason_of
+from streamchat.base.paths import private_opener
+from streamchat.store.database import Database
+
+_log = logging.getLogger(__name__)
+FILE_BYTES = 32 << 20
+"""A file is not appended to beyond this size."""
+
+
+@dataclass(frozen=True)
+class EvictedPage:
+    """What the index knows of the keys and values of some evicted tokens."""
+
+    turn: int
+    """Number of the turn that evicted them."""
+    runs: tuple[tuple[int, int], ...]
+    """Their token log indices."""
+    ids_checksum: str
+    """`checksum_of` their ids."""
+    fingerprint: str
+    """Fingerprint of the model."""
+    dtype: str
+    """Dtype of the cache."""
+    kind: str
+    """How they are stored: native or int8."""
+    position: int
+    """Absolute position of the first one in the cache."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    file: int
+    offset: int
+    length: int
+    checksum: str
+
+
+StoredPage = tuple[EvictedPage, _Place]
+
+
+def checksum_of(data: bytes) -> str:
+    """Return the SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_data(file: BinaryIO, data: bytes) -> None:
+    """Write `data`; `tools.crash` dies in the middle of it."""
+    file.write(data)
+
+
+class EvictedPages:
+    """The pages of all sessions in one database.
+
+    Args:
+        root: The folder for the files; created when the first page is written.
+        database: Returns the open database.
+    """
+
+    def __init__(self, root: Path, database: Callable[[], Database]) -> None:
+        self._root, self._database = root, database
+        self._current: dict[str, int] = {}
+        """Number of the file that this process appends to, by session."""
+
+    def folder(self, session: str) -> Path:
+        """Return the folder of a session's files, whether it exists or not."""
+        return self._root / session
+
+    def append(self, session: str, page: EvictedPage, data: bytes, file_bytes: int = FILE_BYTES) -> None:
+        """Write a page: first its data, flushed to the disk, then its row.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        number = self._file_for(session, file_bytes)
+        path = self._path(session, number)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(path, "ab", opener=private_opener) as file:
+                offset = file.seek(0, os.SEEK_END)
+                write_data(file, data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._current.pop(session, None)  # the file may end with half a page
+            raise StoreError(
+                f"evicted tokens could not be archived in {path}: {reason_of(error)}; free some disk space, or set "
+                "archive = off"
+            ) from error
+        values = (page.turn, time.time(), json.dumps(page.runs), page.ids_checksum, page.fingerprint, page.dtype)
+        with self._write() as connection:
+            connection.execute(
+                "INSERT INTO evicted (session, turn, at, runs, ids_checksum, fingerprint, dtype, kind, position, file, "
+                "start, length, checksum) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? "
+                "WHERE EXISTS (SELECT 1 FROM sessions WHERE id = ?)",
+                (session, *values, page.kind, page.position, number, offset, len(data), checksum_of(data), session),
+            )
+
+    def _file_for(self, session: str, file_bytes: int) -> int:
+        folder = self.folder(session)
+        number = self._current.get(session)
+        if number is None:
+            number = 1 + max((int(path.stem) for path in folder.glob("*.pages") if path.stem.isdigit()), default=0)
+        else:
+            path = self._path(session, number)
+            if not path.exists() or path.stat().st_size >= file_bytes:
+                number += 1
+        self._current[session] = number
+        return number
+
+    def _path(self, session: str, number: int) -> Path:
+        return self.folder(session) / f"{number:06}.pages"
+
+    def pages(self, session: str) -> list[StoredPage]:
+        """Return the pages of a session, oldest first; rows that are damaged are left out."""
+        with self._database().read() as connection:
+            rows = connection.execute("SELECT * FROM evicted WHERE session = ? ORDER BY id", (session,)).fetchall()
+        return [page for row in rows if (page := _page_of(row)) is not None]
+
+    def read(self, session: str, stored: StoredPage) -> bytes | None:
+        """Return the data of a page; None if it is damaged or missing, which the log tells."""
+        place = stored[1]
+        path = self._path(session, place.file)
+        try:
+            with open(path, "rb") as file:
+                file.seek(place.offset)
+                data = file.read(place.length)
+        except OSError as error:
+            _log.warning("archived tokens of turn %d are missing: %s", stored[0].turn, reason_of(error))
+            return None
+        if len(data) != place.length or checksum_of(data) != place.checksum:
+            _log.warning("archived tokens of turn %d in %s are damaged", stored[0].turn, path)
+            return None
+        return data
+
+    def drop_from(self, session: str, turn: int) -> None:
+        """Drop what turn `turn` and later ones evicted: these turns were undone."""
+        with self._write() as connection:
+            connection.execute("DELETE FROM evicted WHERE session = ? AND turn >= ?", (session, turn))
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of the files of each session."""
+        folders = [path for path in self._root.iterdir() if path.is_dir()] if self._root.is_dir() else []
+        return {path.name: sum(size for _, _, size in _files(path)) for path in folders}
+
+    def limit(self, session: str, most: int, most_in_all: int) -> int:
+        """Delete the oldest files of `session` beyond `most` bytes, then of any session beyond `most_in_all`.
+
+        The file that is being written stays.
+
+        Returns:
+            The number of the last turn of `session` whose evicted tokens were deleted; 0 if none were.
+        """
+        own = _files(self.folder(session))
+        deleted = self._shrink([(at, session, number, size) for at, number, size in own], most, session)
+        everything = [
+            (at, path.name, number, size)
+            for path in (self._root.iterdir() if self._root.is_dir() else ())
+            if path.is_dir()
+            for at, number, size in _files(path)
+        ]
+        return max(deleted, self._shrink(everything, most_in_all, session))
+
+    def _shrink(self, files: Sequence[tuple[float, str, int, int]], most: int, session: str) -> int:
+        total, last = sum(size for *_, size in files), 0
+        for _, owner, number, size in sorted(files):
+            if total <= most:
+                break
+            if self._current.get(owner) == number:
+                continue
+            total -= size
+            turn = self._delete_file(owner, number)
+            last = max(last, turn if owner == session else 0)
+        return last
+
+    def _delete_file(self, session: str, number: int) -> int:
+        with self._write() as connection:
+            condition = "FROM evicted WHERE session = ? AND file = ?"
+            last = connection.execute(f"SELECT max(turn) {condition}", (session, number)).fetchone()[0]
+            connection.execute(f"DELETE {condition}", (session, number))
+        self._path(session, number).unlink(missing_ok=True)
+        return int(last or 0)
+
+    def delete(self, session: str) -> None:
+        """Delete all files of a session; the rows go with the session's."""
+        self._current.pop(session, None)
+        shutil.rmtree(self.folder(session), ignore_errors=True)
+
+    def delete_orphans(self) -> None:
+        """Delete the files of sessions that do not exist: a deletion was interrupted."""
+        with self._database().read() as connection:
+            known = {row["id"] for row in connection.execute("SELECT id FROM sessions")}
+        for session in self.sizes():
+            if session not in known:
+                self.delete(session)
+
+    def _write(self) -> AbstractContextManager[sqlite3.Connection]:
+        return self._database().write()
+
+
+def _files(folder: Path) -> list[tuple[float, int, int]]:
+    """Return (time of the last write, number, bytes) of the files in a session's folder."""
+    return sorted(_stats(folder))
+
+
+def _stats(folder: Path) -> Iterator[tuple[float, int, int]]:
+    for path in folder.glob("*.pages"):
+        try:
+            found = path.stat()
+            yield found.st_mtime, int(path.stem), found.st_size
+        except (OSError, ValueError):
+            continue
+
+
+def _page_of(row: sqlite3.Row) -> StoredPage | None:
+    try:
+        runs = tuple((int(first), int(stop)) for first, stop in json.loads(row["runs"]))
+        place = _Place(row["file"], row["start"], row["length"], row["checksum"])
+        names = (row["ids_checksum"], row["fingerprint"], row["dtype"], row["kind"], row["position"])
+        return EvictedPage(row["turn"], runs, *names), place
+    except (ValueError, TypeError, RecursionError):
+        _log.warning("row %s of the archive of evicted tokens is damaged", row["id"])
+        return None
