@@ -56,7 +56,7 @@ def equal(one: StreamingCache, other: StreamingCache) -> bool:
 
 
 def buffer_dtypes(cache: StreamingCache) -> set[torch.dtype]:
-    return {buffer.dtype for layer in cache.streaming_layers for buffer in layer._buffers or ()}
+    return {buffer.dtype for layer in cache.streaming_layers for buffer in layer.buffers or ()}
 
 
 def fed_in_pieces(model: Any, ids: Tensor, sizes: list[int]) -> StreamingCache:
