@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from streamchat.base.errors import CacheError
-from streamchat.cache.layers.storage import LayerStorage, NumberStorage, new_storage
+from streamchat.cache.layers.storage import LayerStorage, NumberStorage, TensorStorage, new_storage, states_like
 from streamchat.cache.positions.rotation import TensorRotation, difference
 
 
@@ -28,12 +28,13 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     An eviction moves the prefix (sinks and pinned tokens) forward to just before the window; the window stays where it
     is, in memory and in position (see docs/how-it-works.md). `keys` and `values` are views
-    (batch, num_kv_heads, length, head_dim) of the buffers, as in a `DynamicCache`.
+    (batch, num_kv_heads, length, head_dim) of the buffers, as in a `DynamicCache`; quantized ones are codes.
 
     Args:
         cache_size: The budget in tokens.
         rotation: How keys and values carry positions.
-        dtype: The dtype of the buffers; None for that of the states.
+        dtype: The dtype of the buffers, or `torch.int8` or `torch.int4` for codes with scales; None for that of the
+            states.
     """
 
     is_sliding = False
@@ -63,8 +64,8 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append (batch, num_kv_heads, n, head_dim) states; returns all keys and values of the layer.
 
-        These are the views `keys` and `values`, or copies if the states have another dtype than the buffers: a forward
-        holds one layer's copies at a time.
+        These are views of the buffers, or copies if the states have another dtype than the buffers: a forward holds one
+        layer's copies at a time.
 
         Raises:
             CacheError: The budget would be exceeded (no `StreamingHook` is attached to make room), or the batch size
@@ -152,13 +153,13 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Load copies of a `state()`, from absolute position `base` on, into an empty layer.
 
         Existing buffers are used; new ones are allocated on `device`. Keys and values are converted to the buffers'
-        dtype.
+        dtype; of the same dtype, they are copied exactly.
         """
         if "keys" not in state:
             return
-        keys, values = state["keys"], state["values"]
-        if not self.is_initialized or self._batch != keys.shape[0]:
-            self.lazy_initialization(keys[:, :, :0].to(device), values[:, :, :0].to(device))
+        if not self.is_initialized or self._batch != state["keys"].shape[0]:
+            keys, values = states_like(state)
+            self.lazy_initialization(keys.to(device), values.to(device))
         assert self.storage is not None
         with torch.inference_mode(False), torch.no_grad():
             length = self.storage.write_raw(0, state)
@@ -193,9 +194,13 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     @property
     def buffers(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values, (batch, num_kv_heads, slots, head_dim) each; None before the first token. They are replaced
-        only if the batch changes."""
-        return None if self.storage is None else (self.storage.keys.numbers, self.storage.values.numbers)
+        """Keys and values, (batch, num_kv_heads, slots, head_dim) each; None before the first token, and if they are
+        quantized. They are replaced only if the batch changes."""
+        if self.storage is None:
+            return None
+        keys, values = self.storage.both
+        both_numbers = isinstance(keys, NumberStorage) and isinstance(values, NumberStorage)
+        return (keys.parts[""], values.parts[""]) if both_numbers else None
 
     def open_slot(self, count: int = 1, *, front: bool = False) -> int:
         """Return the slot of the next token, for callers that write to the buffers directly.
@@ -274,7 +279,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         assert self.storage is not None
         return self._unrotated(self.storage.keys, self.rotation.keys, first, stop)
 
-    def _unrotated(self, stored: NumberStorage, rotation: TensorRotation | None, first: int, stop: int) -> Tensor:
+    def _unrotated(self, stored: TensorStorage, rotation: TensorRotation | None, first: int, stop: int) -> Tensor:
         x = stored.read(self.start + first, stop - first).float()
         if rotation is None:
             return x

@@ -6,17 +6,60 @@ Whoever moves raw slots (checkpoints, evicted tokens) uses a dict of tensors, on
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from streamchat.cache.layers.codes import BITS, dequantize, quantize, states_of
+
 Raw = dict[str, Tensor]
 """Parts of some slots, in the format of the storage."""
 
 
-class NumberStorage:
-    """One tensor of a layer, keys or values: (batch, num_kv_heads, slots, head_dim) numbers in one dtype.
+class TensorStorage(ABC):
+    """One tensor of a layer, keys or values, of all slots."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Raw:
+        """The allocated tensors, (batch, num_kv_heads, slots, ...) each; the main one is called ''."""
+
+    @abstractmethod
+    def write(self, first: int, x: Tensor) -> None:
+        """Store states (batch, num_kv_heads, n, head_dim) of any float dtype in slots from `first` on."""
+
+    @abstractmethod
+    def read(self, first: int, count: int) -> Tensor:
+        """Return the states of `count` slots."""
+
+    @abstractmethod
+    def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
+        """Store raw slots, exactly if they are of this format."""
+
+    @abstractmethod
+    def select(self, pick: Callable[[Tensor], Tensor]) -> None:
+        """Replace every part by `pick(part)`, which selects rows of the batch."""
+
+    @abstractmethod
+    def replace_not_finite(self) -> None:
+        """Replace NaN and infinities by 0, also in free slots."""
+
+    def raw(self, first: int, count: int) -> Raw:
+        """Return views of the parts of `count` slots."""
+        return {name: part.narrow(2, first, count) for name, part in self.parts.items()}
+
+    def move_to_front(self, start: int, count: int) -> None:
+        """Move `count` slots from `start` to the front, in blocks that do not overlap their source."""
+        for part in self.parts.values():
+            for at in range(0, count, start):
+                size = min(start, count - at)
+                part[:, :, at : at + size] = part[:, :, at + start : at + start + size]
+
+
+class NumberStorage(TensorStorage):
+    """Numbers (batch, num_kv_heads, slots, head_dim) in one dtype.
 
     Args:
         like: States (batch, num_kv_heads, any, head_dim); their device is used.
@@ -29,12 +72,12 @@ class NumberStorage:
         self.numbers = torch.zeros(batch, heads, slots, dim, dtype=dtype, device=like.device)
 
     @property
-    def parts(self) -> dict[str, Tensor]:
-        """The allocated tensors, (batch, num_kv_heads, slots, ...) each; the main one is called ''."""
+    def parts(self) -> Raw:
+        """The numbers."""
         return {"": self.numbers}
 
     def write(self, first: int, x: Tensor) -> None:
-        """Store states (batch, num_kv_heads, n, head_dim) of any float dtype in slots from `first` on."""
+        """Store states (batch, num_kv_heads, n, head_dim) in slots from `first` on."""
         self.numbers.narrow(2, first, x.shape[-2]).copy_(x)
 
     def read(self, first: int, count: int) -> Tensor:
@@ -42,37 +85,74 @@ class NumberStorage:
         return self.numbers.narrow(2, first, count)
 
     def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
-        """Store raw slots, also those of another format."""
-        self.write(first, raw[""].to(self.numbers.device))
-
-    def raw(self, first: int, count: int) -> Raw:
-        """Return views of the parts of `count` slots."""
-        return {name: part.narrow(2, first, count) for name, part in self.parts.items()}
+        """Store raw slots; those of other formats are converted."""
+        self.write(first, states_of(raw).to(self.numbers.device))
 
     def select(self, pick: Callable[[Tensor], Tensor]) -> None:
-        """Replace every part by `pick(part)`, which selects rows of the batch."""
+        """Replace the numbers by `pick(numbers)`."""
         self.numbers = pick(self.numbers)
-
-    def move_to_front(self, start: int, count: int) -> None:
-        """Move `count` slots from `start` to the front, in blocks that do not overlap their source."""
-        for part in self.parts.values():
-            for at in range(0, count, start):
-                size = min(start, count - at)
-                part[:, :, at : at + size] = part[:, :, at + start : at + start + size]
 
     def replace_not_finite(self) -> None:
         """Replace NaN and infinities by 0, also in free slots."""
         self.numbers.nan_to_num_(0.0, 0.0, 0.0)
 
 
+class CodeStorage(TensorStorage):
+    """One tensor of a layer, keys or values, as codes and scales.
+
+    Args:
+        like: States (batch, num_kv_heads, any, head_dim); their device is used.
+        slots: Number of slots to allocate.
+        bits: 8 or 4. 4 needs an even head_dim.
+    """
+
+    def __init__(self, like: Tensor, slots: int, bits: int) -> None:
+        batch, heads, _, dim = like.shape
+        self.bits = bits
+        width, dtype = (dim, torch.int8) if bits == 8 else (dim // 2, torch.uint8)
+        self.codes = torch.zeros(batch, heads, slots, width, dtype=dtype, device=like.device)
+        self.scales = torch.zeros(batch, heads, slots, dtype=torch.bfloat16, device=like.device)
+
+    @property
+    def parts(self) -> Raw:
+        """Codes ('') and scales ('scales')."""
+        return {"": self.codes, "scales": self.scales}
+
+    def write(self, first: int, x: Tensor) -> None:
+        """Quantize and store states (batch, num_kv_heads, n, head_dim) in slots from `first` on."""
+        codes, scales = quantize(x, self.bits)
+        self.codes.narrow(2, first, x.shape[-2]).copy_(codes)
+        self.scales.narrow(2, first, x.shape[-2]).copy_(scales)
+
+    def read(self, first: int, count: int) -> Tensor:
+        """Return the states of `count` slots in float32."""
+        return dequantize(self.codes.narrow(2, first, count), self.scales.narrow(2, first, count))
+
+    def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
+        """Store raw slots: exactly those of this format, else quantized again."""
+        if "scales" not in raw or raw[""].dtype != self.codes.dtype:
+            return self.write(first, states_of(raw).to(self.codes.device))
+        for name, part in self.parts.items():
+            part.narrow(2, first, raw[name].shape[2]).copy_(raw[name])
+        return None
+
+    def select(self, pick: Callable[[Tensor], Tensor]) -> None:
+        """Replace every part by `pick(part)`, which selects rows of the batch."""
+        self.codes, self.scales = pick(self.codes), pick(self.scales)
+
+    def replace_not_finite(self) -> None:
+        """Replace NaN and infinities by 0, also in free slots."""
+        self.scales.nan_to_num_(0.0, 0.0, 0.0)
+
+
 class LayerStorage:
     """Keys and values of the slots of a layer."""
 
-    def __init__(self, keys: NumberStorage, values: NumberStorage) -> None:
+    def __init__(self, keys: TensorStorage, values: TensorStorage) -> None:
         self.keys, self.values = keys, values
 
     @property
-    def both(self) -> tuple[NumberStorage, NumberStorage]:
+    def both(self) -> tuple[TensorStorage, TensorStorage]:
         """Keys and values."""
         return self.keys, self.values
 
@@ -149,7 +229,17 @@ def new_storage(keys: Tensor, values: Tensor, slots: int, dtype: torch.dtype) ->
         keys: Key states; only their shape and device matter.
         values: Value states.
         slots: Slots to allocate.
-        dtype: How to store them.
+        dtype: How to store them: a float dtype, or `torch.int8` or `torch.int4` for codes.
     """
+
+    def stored(like: Tensor) -> TensorStorage:
+        return NumberStorage(like, slots, dtype) if dtype not in BITS else CodeStorage(like, slots, BITS[dtype])
+
     with torch.inference_mode(False):  # usable outside inference mode later
-        return LayerStorage(NumberStorage(keys, slots, dtype), NumberStorage(values, slots, dtype))
+        return LayerStorage(stored(keys), stored(values))
+
+
+def states_like(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return no keys and no values, (batch, num_kv_heads, 0, head_dim), as the states of these raw slots are."""
+    none = {name: part[:, :, :0] for name, part in raw.items()}
+    return states_of(_unnamed("key", none)), states_of(_unnamed("value", none))
