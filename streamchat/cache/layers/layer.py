@@ -183,6 +183,11 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.base + self.length
 
     @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """How keys are stored: a float dtype, or `torch.int8` or `torch.int4`; None before the first token."""
+        return None if self.storage is None else self.storage.dtype
+
+    @property
     def storage_bytes(self) -> int:
         """Bytes of the allocated buffers, independent of the length."""
         return 0 if self.storage is None else self.storage.nbytes

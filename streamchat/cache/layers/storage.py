@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from streamchat.cache.layers.codes import BITS, dequantize, quantize, states_of
+from streamchat.cache.layers.codes import BITS, INT4, dequantize, quantize, states_of
 
 Raw = dict[str, Tensor]
 """Parts of some slots, in the format of the storage."""
@@ -20,6 +20,11 @@ Raw = dict[str, Tensor]
 
 class TensorStorage(ABC):
     """One tensor of a layer, keys or values, of all slots."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """A float dtype, or `torch.int8` or `torch.int4` for codes."""
 
     @property
     @abstractmethod
@@ -72,6 +77,11 @@ class NumberStorage(TensorStorage):
         self.numbers = torch.zeros(batch, heads, slots, dim, dtype=dtype, device=like.device)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the numbers."""
+        return self.numbers.dtype
+
+    @property
     def parts(self) -> Raw:
         """The numbers."""
         return {"": self.numbers}
@@ -112,6 +122,11 @@ class CodeStorage(TensorStorage):
         width, dtype = (dim, torch.int8) if bits == 8 else (dim // 2, torch.uint8)
         self.codes = torch.zeros(batch, heads, slots, width, dtype=dtype, device=like.device)
         self.scales = torch.zeros(batch, heads, slots, dtype=torch.bfloat16, device=like.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """`torch.int8` or `torch.int4`."""
+        return torch.int8 if self.bits == 8 else INT4
 
     @property
     def parts(self) -> Raw:
@@ -155,6 +170,11 @@ class LayerStorage:
     def both(self) -> tuple[TensorStorage, TensorStorage]:
         """Keys and values."""
         return self.keys, self.values
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """How keys are stored: a float dtype, or `torch.int8` or `torch.int4` for codes."""
+        return self.keys.dtype
 
     @property
     def batch(self) -> int:
