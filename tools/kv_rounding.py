@@ -34,12 +34,13 @@ def symmetric(bits: int, group: int = 0) -> Round:
     """Return rounding with a scale for each `group` of neighboring dimensions of a head; 0 for the whole head."""
     most = 2 ** (bits - 1) - 1
 
-    def rounded(x: Tensor) -> Tensor:
+    def way(x: Tensor) -> Tensor:
         parts = x.reshape(*x.shape[:-1], -1, group or x.shape[-1])
         scale = (parts.abs().amax(-1, keepdim=True) / most).clamp_min(1e-30)
-        return ((parts / scale).round() * scale).reshape(x.shape)
+        rounded: Tensor = (parts / scale).round() * scale
+        return rounded.reshape(x.shape)
 
-    return rounded
+    return way
 
 
 def least_squares(bits: int) -> Round:
@@ -62,13 +63,14 @@ def least_squares(bits: int) -> Round:
 def with_minimum(bits: int, group: int = 0) -> Round:
     """Return rounding with a scale and a minimum per group."""
 
-    def rounded(x: Tensor) -> Tensor:
+    def way(x: Tensor) -> Tensor:
         parts = x.reshape(*x.shape[:-1], -1, group or x.shape[-1])
         least = parts.amin(-1, keepdim=True)
         scale = ((parts.amax(-1, keepdim=True) - least) / (2**bits - 1)).clamp_min(1e-30)
-        return (((parts - least) / scale).round() * scale + least).reshape(x.shape)
+        rounded: Tensor = ((parts - least) / scale).round() * scale + least
+        return rounded.reshape(x.shape)
 
-    return rounded
+    return way
 
 
 def by_channel(bits: int, tokens: int) -> Round:

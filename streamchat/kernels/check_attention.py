@@ -75,14 +75,12 @@ def check_attention(kernels: Any) -> None:
         angles = np.repeat(angles, 2, 1) if case.is_interleaved else np.tile(angles, 2)
         cos, sin = np.cos(angles), np.sin(angles)
         pair = random_pair(case.kind, heads, slots, dim, case.value_size)
-        buffers, scales, before = pair.data, pair.scales, pair.numbers().copy()
+        buffers, before = pair.data, pair.numbers().copy()
+        scales = (None, None) if pair.scales is None else pair.scales
         partial = zeros(kernels.attention_partial(tokens, heads, queries, dim, spans))
         attention = Attention(
             *given,
-            *(
-                address(part)
-                for part in (cos, sin, *buffers, *(scales if scales is not None else (None, None)), partial)
-            ),
+            *(address(part) for part in (cos, sin, *buffers, *scales, partial)),
             *(Norm(address(weight), address(bias), 1e-5, bias is not None) for weight, bias in norms),
             *strides,
             token_stride=rows[0].size,

@@ -29,7 +29,7 @@ class CachedPair:
         return turned(codes * values(self.scales)[..., None])
 
     def step(self) -> Array:
-        """Return the largest error of rounding, (2, heads, slots, 1): half of a step between codes in each dimension."""
+        """Return the largest error of rounding a head, (2, heads, slots, 1): half a code in each dimension."""
         assert self.scales is not None
         dim = self.data.shape[-1] * (2 if self.data.dtype == np.uint8 else 1)
         size: Array = values(self.scales)[..., None] * 0.5 * np.sqrt(dim)
@@ -57,7 +57,7 @@ def turned(x: Array) -> Array:
     matrix = np.ones((1, 1))
     while len(matrix) < dim & -dim:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    parts = x.reshape(*x.shape[:-1], -1, len(matrix)) @ (matrix / np.sqrt(len(matrix)))
+    parts: Array = x.reshape(*x.shape[:-1], -1, len(matrix)) @ (matrix / np.sqrt(len(matrix)))
     return parts.reshape(x.shape).astype(np.float32)
 
 

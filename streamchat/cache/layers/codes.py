@@ -58,7 +58,7 @@ def turned(x: Tensor) -> Tensor:
     """
     width = x.shape[-1]
     matrix = _hadamard(width & -width, x.device)
-    return (x.reshape(*x.shape[:-1], -1, len(matrix)) @ matrix).reshape(x.shape)
+    return (x.reshape(*x.shape[:-1], width // len(matrix), len(matrix)) @ matrix).reshape(x.shape)
 
 
 @functools.cache

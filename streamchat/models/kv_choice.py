@@ -1,0 +1,154 @@
+"""Chooses how a model's keys and values are stored: in a dtype, or in 8 or 4 bits. Remembers what it measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from streamchat.base import paths
+from streamchat.base.atomic_files import read_json, save_result
+from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
+from streamchat.cache.token_ids import as_input
+from streamchat.config.settings import KvDtype
+from streamchat.decode.install import is_compiled
+from streamchat.kernels.build import library_path
+from streamchat.models.checked_fit import code_digest
+from streamchat.models.fingerprint import model_fingerprint
+from streamchat.quantization.quality import TEXT, TOKENS, divergence_from
+
+_log = logging.getLogger(__name__)
+
+LIMIT = math.log(1.001)
+"""Largest KL divergence, in nats per token, that `auto` accepts for int8: 0.1 % of perplexity if the model's own
+predictions are the truth."""
+SLOTS = 1024
+"""Cached tokens for which speeds are compared."""
+STEPS = 9
+
+
+def choose_kv_dtype(
+    model: Any, tokenizer: Any, asked: KvDtype, native: str, *, weights: str, name: str
+) -> tuple[str, tuple[str, ...]]:
+    """Return the dtype for cached keys and values, and notes for the user.
+
+    `auto` chooses int8 if compiled kernels decode, and int8 was measured on this model and machine to cost at most
+    0.1 % of perplexity, and to decode as fast.
+
+    Args:
+        model: A causal LM with its step installed.
+        tokenizer: For the text that the loss is measured on.
+        asked: The setting.
+        native: The dtype without quantization.
+        weights: What the weights are: `native`, `int8`, ...
+        name: Name of the model, for messages.
+    """
+    if asked == "native" or (asked == "auto" and not is_compiled(model)):
+        return native, ()
+    if asked == "auto":
+        divergence, speed = measured(model, tokenizer, native, weights)
+        _log.info("%s with keys and values in int8: %.5f nats/token, %.2fx as fast", name, divergence, speed)
+        return ("int8" if divergence <= LIMIT and speed >= 1 else native), ()
+    if asked == "int4" and any(width % 2 for width in _head_dims(model)):
+        return native, (f"kv_dtype = 'int4' cannot be used: {name} has heads of an odd size; {native} is used",)
+    if not is_compiled(model):
+        return asked, (
+            f"kv_dtype = {asked!r} saves memory only: without compiled kernels, {name} dequantizes the cache for every "
+            "token, which is slower.",
+        )
+    return asked, ()
+
+
+def measured(model: Any, tokenizer: Any, native: str, weights: str) -> tuple[float, float]:
+    """Return the loss of int8 in nats per token, and its speed relative to `native`; measured once per machine."""
+    file = _verdict_file(model, native, weights)
+    known = read_json(file)
+    found = known.get("divergence"), known.get("speed")
+    if isinstance(found[0], float) and isinstance(found[1], float):
+        return found[0], found[1]
+    divergence = kv_divergence(model, tokenizer, torch.int8)
+    speed = _relative_speed(model, getattr(torch, native)) if divergence <= LIMIT else 0.0
+    if math.isfinite(divergence):
+        save_result(file, {"divergence": divergence, "speed": speed}, "how to store keys and values")
+    return divergence, speed
+
+
+@torch.inference_mode()
+def kv_divergence(model: Any, tokenizer: Any, dtype: torch.dtype) -> float:
+    """Return the mean KL divergence of predictions with keys and values in `dtype` from those in float32.
+
+    In nats per token, of a model that compiled kernels decode.
+    """
+    ids = as_input(model, tokenizer(TEXT, add_special_tokens=False)["input_ids"][:TOKENS])
+    exact, rounded = (_predictions(model, ids, each) for each in (torch.float32, dtype))
+    return divergence_from(exact, rounded)
+
+
+def _predictions(model: Any, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return (tokens, vocabulary) log probabilities."""
+    layers, found, step = _layers(model, dtype, ids.shape[1]), [], model.forward.step
+    for piece in torch.split(ids, step.max_tokens, dim=1):
+        first = layers[0].length
+        positions = torch.arange(first, first + piece.shape[1])[None]
+        found.append(step(piece, positions, layers, last_only=False)[0].log_softmax(-1))
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def _relative_speed(model: Any, native: torch.dtype) -> float:
+    """Return the speed of a step with `SLOTS` tokens in int8 relative to `native`, by the least time of several."""
+    runs = [_timed_step(model, dtype) for dtype in (native, torch.int8)]
+    times: list[list[float]] = [[], []]
+    for _ in range(STEPS):
+        for run, each in zip(runs, times, strict=True):
+            each.append(run())
+    return min(times[0]) / min(times[1])
+
+
+def _timed_step(model: Any, dtype: torch.dtype) -> Callable[[], float]:
+    """Return a function that decodes a token after `SLOTS` others and returns the seconds."""
+    layers, step = _layers(model, dtype, SLOTS + STEPS), model.forward.step
+    ids, position = torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), SLOTS)
+    step(ids, position, layers)
+    for layer in layers:
+        layer.reserve_slots(SLOTS - 1)
+
+    def run() -> float:
+        started = time.perf_counter()
+        step(ids, position, layers)
+        return time.perf_counter() - started
+
+    return run
+
+
+def _layers(model: Any, dtype: torch.dtype, size: int) -> Sequence[StreamingLayer]:
+    count = len(DynamicCache(config=model.config).layers)
+    return [StreamingLayer(size, LayerRotation(), dtype) for _ in range(count)]
+
+
+def _head_dims(model: Any) -> list[int]:
+    config = model.config.get_text_config()
+    dim = getattr(config, "head_dim", None)
+    return [dim] if isinstance(dim, int) else [config.hidden_size // config.num_attention_heads]
+
+
+def _verdict_file(model: Any, native: str, weights: str) -> Path:
+    """Return the file that stores the figures for this model under the current conditions."""
+    conditions = {
+        "kv": [native, LIMIT, SLOTS],
+        "model": model_fingerprint(model),
+        "dtype": str(model.dtype),
+        "weights": weights,
+        "kernels": library_path().stem,
+        "threads": torch.get_num_threads(),
+        "code": code_digest("streamchat.cache.layers"),
+    }
+    return paths.cache_path("verdicts", json.dumps(conditions, sort_keys=True), ".json")
