@@ -80,11 +80,24 @@ INLINE void round_query(const float *x, int format, int dim, Query *to) {
     to->offset = format == INT4 ? ZERO * sum : 0;
 }
 
-/* Scores of up to TOGETHER queries with `size` keys. score: (query, BLOCK). next: read soon, as many bytes as keys. */
+/* The scales of `size` slots; 0 for the rest of a block. */
+INLINE void read_scales(const bfloat16 *from, int size, float *scales) {
+    bfloat16 padded[BLOCK] = {0};
+    memcpy(padded, from, sizeof(bfloat16) * (size_t)size);
+    SIMD
+    for (int j = 0; j < BLOCK; j++)
+        scales[j] = from_bfloat16(padded[j]);
+}
+
+/* Scores of up to TOGETHER queries with `size` keys; LOWEST for the rest of a block. score: (query, BLOCK). next: read soon, as many bytes as keys. */
 INLINE void score_block(const int8_t *keys, const bfloat16 *scales, int size, const Query *query, int queries,
                         int format, int dim, const int8_t *next, float *score) {
     int bytes = format == INT8 ? dim : dim / 2, pieces = pieces_of(format, dim);
     int32_t dots[TOGETHER * BLOCK];
+    float steps[BLOCK];
+    read_scales(scales, size, steps);
+    if (size < BLOCK)
+        memset(dots, 0, sizeof dots);
     for (int first = 0; first < size; first += LANES) {
         Ints sums[TOGETHER][LANES];
         for (int j = 0; j < LANES; j++) {
@@ -107,9 +120,8 @@ INLINE void score_block(const int8_t *keys, const bfloat16 *scales, int size, co
     }
     for (int i = 0; i < queries; i++) {
         SIMD
-        for (int j = 0; j < size; j++)
-            score[i * BLOCK + j] =
-                (float)(dots[i * BLOCK + j] - query[i].offset) * query[i].scale * from_bfloat16(scales[j]);
+        for (int j = 0; j < BLOCK; j++)
+            score[i * BLOCK + j] = (float)(dots[i * BLOCK + j] - query[i].offset) * (query[i].scale * steps[j]);
     }
 }
 
@@ -119,21 +131,19 @@ INLINE void add_values(const int8_t *values, const bfloat16 *scales, int size, c
                        int queries, int format, int dim, const int8_t *next, float *acc) {
     int bytes = format == INT8 ? dim : dim / 2, pieces = pieces_of(format, dim), pairs = (size + 1) / 2;
     int32_t words[TOGETHER][BLOCK / 2], offset[TOGETHER];
-    float scale[TOGETHER];
+    float scale[TOGETHER], steps[BLOCK];
+    read_scales(scales, size, steps);
     for (int i = 0; i < queries; i++) {
         float weights[BLOCK];
         int16_t codes[BLOCK];
         int32_t sum = 0;
         SIMD
-        for (int j = 0; j < size; j++)
-            weights[j] = share[i * BLOCK + j] * from_bfloat16(scales[j]);
-        weights[size % BLOCK] = size < BLOCK ? 0.0f : weights[0]; /* of an odd last row */
-        scale[i] = round_numbers(weights, size, codes);
-        if (size % 2)
-            codes[size] = 0;
-        for (int j = 0; j < size; j++)
+        for (int j = 0; j < BLOCK; j++)
+            weights[j] = share[i * BLOCK + j] * steps[j];
+        scale[i] = round_numbers(weights, BLOCK, codes);
+        for (int j = 0; j < BLOCK; j++)
             sum += codes[j];
-        memcpy(words[i], codes, sizeof(int32_t) * (size_t)pairs);
+        memcpy(words[i], codes, sizeof codes);
         offset[i] = format == INT4 ? ZERO * sum : 0;
     }
     for (int p = 0; p < pieces; p++) {
@@ -165,16 +175,25 @@ INLINE void add_values(const int8_t *values, const bfloat16 *scales, int size, c
     }
 }
 
-/* Turns scores into shares of the sum; returns the factor of what was summed before. */
+/* Turns the scores of a block, of which `size` count, into shares of the sum; returns the factor of what was summed
+ * before. */
 INLINE float soften(float *score, int size, float cap, float *top, float *sum) {
-    float highest = *top, total = 0.0f;
+    float tops[16], highest = *top, total = 0.0f;
     if (cap > 0.0f)
         activate(SOFTCAP, cap, score, size);
-    for (int j = 0; j < size; j++)
-        highest = score[j] > highest ? score[j] : highest;
+    for (int j = size; j < BLOCK; j++)
+        score[j] = LOWEST;
+    memcpy(tops, score, sizeof tops);
+    for (int j = 16; j < BLOCK; j += 16) {
+        SIMD
+        for (int n = 0; n < 16; n++)
+            tops[n] = score[j + n] > tops[n] ? score[j + n] : tops[n];
+    }
+    for (int n = 0; n < 16; n++)
+        highest = tops[n] > highest ? tops[n] : highest;
     float fade = exp_negative(*top - highest);
     SIMD_SUM(total)
-    for (int j = 0; j < size; j++) {
+    for (int j = 0; j < BLOCK; j++) {
         score[j] = exp_negative(score[j] - highest);
         total += score[j];
     }
