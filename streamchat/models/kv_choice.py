@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from streamchat.base import paths
 from streamchat.base.atomic_files import read_json, save_result
+from streamchat.cache.layers.codes import INT4
 from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
 from streamchat.cache.token_ids import as_input
 from streamchat.config.settings import KvDtype
@@ -23,10 +24,11 @@ from streamchat.decode.install import is_compiled
 from streamchat.kernels.build import library_path
 from streamchat.models.checked_fit import code_digest
 from streamchat.models.fingerprint import model_fingerprint
-from streamchat.quantization.quality import TEXT, TOKENS, divergence_from
+from streamchat.quantization.quality import AUTO_LIMIT, TEXT, TOKENS, divergence_from
 
 _log = logging.getLogger(__name__)
 
+DTYPES = {"int8": torch.int8, "int4": INT4}
 LIMIT = math.log(1.001)
 """Largest KL divergence, in nats per token, that `auto` accepts for int8: 0.1 % of perplexity if the model's own
 predictions are the truth."""
@@ -53,10 +55,6 @@ def choose_kv_dtype(
     """
     if asked == "native" or (asked == "auto" and not is_compiled(model)):
         return native, ()
-    if asked == "auto":
-        divergence, speed = measured(model, tokenizer, native, weights)
-        _log.info("%s with keys and values in int8: %.5f nats/token, %.2fx as fast", name, divergence, speed)
-        return ("int8" if divergence <= LIMIT and speed >= 1 else native), ()
     if asked == "int4" and any(width % 2 for width in _head_dims(model)):
         return native, (f"kv_dtype = 'int4' cannot be used: {name} has heads of an odd size; {native} is used",)
     if not is_compiled(model):
@@ -64,21 +62,38 @@ def choose_kv_dtype(
             f"kv_dtype = {asked!r} saves memory only: without compiled kernels, {name} dequantizes the cache for every "
             "token, which is slower.",
         )
-    return asked, ()
+    chosen = "int8" if asked == "auto" else asked
+    file = _verdict_file(model, chosen, native, weights)
+    loss = _remembered(file, "divergence", lambda: kv_divergence(model, tokenizer, DTYPES[chosen]))
+    if asked != "auto":
+        return asked, _notes(asked, loss, name)
+    if not loss <= LIMIT:  # also for NaN
+        return native, ()
+    speed = _remembered(file, "speed", lambda: _relative_speed(model, getattr(torch, native)))
+    _log.info("%s with keys and values in int8: %.5f nats/token, %.2fx as fast", name, loss, speed)
+    return ("int8" if speed >= 1 else native), ()
 
 
-def measured(model: Any, tokenizer: Any, native: str, weights: str) -> tuple[float, float]:
-    """Return the loss of int8 in nats per token, and its speed relative to `native`; measured once per machine."""
-    file = _verdict_file(model, native, weights)
+def _notes(chosen: str, loss: float, name: str) -> tuple[str, ...]:
+    """Return a note if `chosen` costs more than 1 % of perplexity."""
+    if loss <= AUTO_LIMIT:  # false for NaN
+        return ()
+    return (
+        f"{name} loses quality with keys and values in {chosen}: KL divergence {loss:.3f} nats/token; kv_dtype = int8 "
+        "or native loses less.",
+    )
+
+
+def _remembered(file: Path, name: str, measure: Callable[[], float]) -> float:
+    """Return the figure `name` of `file`; measure and save it if it is not there."""
     known = read_json(file)
-    found = known.get("divergence"), known.get("speed")
-    if isinstance(found[0], float) and isinstance(found[1], float):
-        return found[0], found[1]
-    divergence = kv_divergence(model, tokenizer, torch.int8)
-    speed = _relative_speed(model, getattr(torch, native)) if divergence <= LIMIT else 0.0
-    if math.isfinite(divergence):
-        save_result(file, {"divergence": divergence, "speed": speed}, "how to store keys and values")
-    return divergence, speed
+    figure = known.get(name)
+    if isinstance(figure, float):
+        return figure
+    figure = measure()
+    if math.isfinite(figure):
+        save_result(file, known | {name: figure}, "how to store keys and values")
+    return figure
 
 
 @torch.inference_mode()
@@ -140,10 +155,10 @@ def _head_dims(model: Any) -> list[int]:
     return [dim] if isinstance(dim, int) else [config.hidden_size // config.num_attention_heads]
 
 
-def _verdict_file(model: Any, native: str, weights: str) -> Path:
+def _verdict_file(model: Any, chosen: str, native: str, weights: str) -> Path:
     """Return the file that stores the figures for this model under the current conditions."""
     conditions = {
-        "kv": [native, LIMIT, SLOTS],
+        "kv": [chosen, native, SLOTS],
         "model": model_fingerprint(model),
         "dtype": str(model.dtype),
         "weights": weights,

@@ -245,11 +245,18 @@ def doctor_rows(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, An
 @pytest.mark.parametrize(
     ("flags", "fast", "compiler", "expected"),
     [
-        ((), False, True, "bfloat16 if compiled kernels decode, else float32"),
+        (
+            (),
+            False,
+            True,
+            "int8 if it is as good and as fast here, else bfloat16 if compiled kernels decode, else float32",
+        ),
+        (("--kv-dtype", "native"), False, True, "bfloat16 if compiled kernels decode, else float32"),
+        (("--kv-dtype", "int4"), False, False, "int4"),
         ((), False, False, "float32"),
         (("--kernels", "torch"), False, True, "float32"),
         (("--dtype", "float32"), False, True, "float32"),
-        ((), True, True, "bfloat16"),
+        ((), True, True, "int8 if it is as good and as fast here, else bfloat16"),
     ],
 )
 def test_doctor_names_the_dtype_of_cached_keys(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from array import array
 from functools import partial
 from pathlib import Path
@@ -321,10 +322,29 @@ def test_auto_measures_and_remembers(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("STREAMCHAT_HOME", str(tmp_path))
     model = make("llama")
     assert install(model, load_kernels("auto"))
-    divergence, speed = kv_choice.measured(model, Tokenizer(), "float32", "native")
-    assert 0 < divergence < 0.01
-    assert (speed > 0) == (divergence <= kv_choice.LIMIT)
-    assert len(list((tmp_path / "cache" / "verdicts").iterdir())) == 1
+    for _ in range(2):
+        chosen, notes = choose_kv_dtype(model, Tokenizer(), "auto", "float32", weights="native", name="m")
+        monkeypatch.setattr(kv_choice, "kv_divergence", lambda *_: pytest.fail("measured again"))
+        monkeypatch.setattr(kv_choice, "_relative_speed", lambda *_: pytest.fail("measured again"))
+    (file,) = (tmp_path / "cache" / "verdicts").iterdir()
+    figures = json.loads(file.read_text())
+    assert 0 < figures["divergence"] < 0.01
+    assert chosen == ("int8" if figures["divergence"] <= kv_choice.LIMIT and figures["speed"] >= 1 else "float32")
+    assert notes == ()
+
+
+@needs_kernels
+@pytest.mark.parametrize(("loss", "noted"), [(0.009, False), (0.011, True), (float("nan"), True)])
+def test_a_loss_of_more_than_a_percent_is_noted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loss: float, noted: bool
+) -> None:
+    monkeypatch.setenv("STREAMCHAT_HOME", str(tmp_path))
+    model = make("llama")
+    assert install(model, load_kernels("auto"))
+    monkeypatch.setattr(kv_choice, "kv_divergence", lambda *_: loss)
+    chosen, notes = choose_kv_dtype(model, Tokenizer(), "int4", "float32", weights="native", name="m")
+    assert chosen == "int4"
+    assert ("loses quality with keys and values in int4" in "".join(notes)) == noted
 
 
 def test_a_choice_is_kept_and_its_price_is_said() -> None:
