@@ -25,6 +25,7 @@ TINY = 1e-30
 """Heads whose largest number is smaller are stored as zeros."""
 
 
+@torch.no_grad()
 def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Return codes and scales of states (..., head_dim).
 
