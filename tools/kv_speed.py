@@ -16,6 +16,8 @@ from transformers import DynamicCache
 
 from streamchat.cache.layers.codes import INT4
 from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
+from streamchat.decode.install import is_compiled
+from streamchat.kernels.library import why_unavailable
 from streamchat.models.load import load_model
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8, "int4": INT4}
@@ -55,6 +57,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load_model(args.model, device="cpu", weights=args.weights)
+    if not is_compiled(loaded.model):
+        raise SystemExit(f"no compiled kernels decode for {loaded.name}: {why_unavailable('auto')}")
     print(f"{loaded.name}, {loaded.dtype}, {loaded.weights} weights, {torch.backends.cpu.get_cpu_capability()}")
     for cached in args.cached:
         runs = {name: decoder(loaded.model, DTYPES[name], cached, args.steps) for name in args.dtypes}

@@ -274,6 +274,8 @@ def test_verify_holds_with_int8() -> None:
     set_cache_dtype(model, torch.int8)
     found = verify(model, text(20)[0].tolist(), cache_size=32, num_sink_tokens=4, new_tokens=60)
     assert [check.name for check in found.checks if not check.ok] == []
+    manual = found.runs[1]
+    assert manual.steps[-1].storage_bytes == 48 * manual.token_bytes  # with the scales
     assert found.runs[1].token_bytes == 3 * 2 * 2 * (32 + 2)  # layers, keys and values, heads, codes and scale
 
 
