@@ -173,7 +173,7 @@ def other_format(path: Path) -> None:
         (damage, "its saved cache is damaged"),
         (cut_short, "its saved cache is damaged"),
         (lambda path: path.write_bytes(b""), "its saved cache is damaged"),
-        (other_format, "its saved cache has format 99 and this streamchat reads 1"),
+        (other_format, "its saved cache has format 99 and this streamchat reads 1 and 2"),
     ],
     ids=["a bit", "short", "empty", "format"],
 )
