@@ -320,6 +320,18 @@ def test_auto_takes_8_bits_if_they_are_as_good_and_as_fast(
 
 
 @needs_kernels
+def test_a_measurement_that_fails_leaves_the_native_dtype(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STREAMCHAT_HOME", str(tmp_path))
+    model = make("llama")
+    assert install(model, load_kernels("auto"))
+
+    def no_text(text: str, **options: Any) -> Any:
+        raise ValueError("no")
+
+    assert choose_kv_dtype(model, no_text, "auto", "float32", weights="native", name="m") == ("float32", ())
+
+
+@needs_kernels
 def test_auto_measures_and_remembers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STREAMCHAT_HOME", str(tmp_path))
     model = make("llama")
