@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     *("model", "adapter", "device", "dtype", "attention", "weights", "kernels"),
-    *("cache_size", "num_sink_tokens", "evict"),
+    *("cache_size", "num_sink_tokens", "evict", "kv_dtype"),
 )
 """Settings that `streamchat bench` takes from the command line."""
 

@@ -15,7 +15,7 @@ from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import human_bytes
 from streamchat.benchmarks.methods.registry import KINDS, Method
 from streamchat.cache.arguments import cache_keyword
-from streamchat.cache.dtype import cache_dtype
+from streamchat.cache.dtype import bytes_per_number, cache_dtype
 from streamchat.cache.token_ids import input_device
 from streamchat.conversation.chunk_size import PREFILL_CHUNK
 from streamchat.models.device import free_memory
@@ -63,7 +63,7 @@ def measure_cost(model: Any) -> TokenCost:
         sizes.append(sum(x.nbytes for x in tensors) // PROBE_TOKENS)
         windows.append(layer.sliding_window if getattr(layer, "is_sliding", False) else None)
     heads = getattr(model.config.get_text_config(), "num_attention_heads", groups)
-    share = cache_dtype(model).itemsize / model.dtype.itemsize
+    share = bytes_per_number(cache_dtype(model)) / model.dtype.itemsize
     return TokenCost(tuple(sizes), tuple(windows), heads, groups, vocabulary, share)
 
 

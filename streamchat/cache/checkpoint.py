@@ -23,7 +23,8 @@ class CacheCheckpoint:
     """
 
     tensors: dict[str, Tensor]
-    """`{layer}.keys`, `.values` (batch, num_kv_heads, length, head_dim) in the cache's dtype;
+    """`{layer}.keys`, `.values` (batch, num_kv_heads, length, head_dim) in the cache's dtype, or codes; then also
+    `{layer}.key_scales`, `.value_scales` (batch, num_kv_heads, length);
     `{layer}.original_keys`, `.original_values` in float32: moved sink and pinned tokens, unrotated;
     `{layer}.state.*` of recurrent layers."""
     bases: tuple[int, ...]
@@ -89,7 +90,7 @@ def restore(cache: StreamingCache, checkpoint: CacheCheckpoint) -> None:
 
     Args:
         cache: A cache of the same model; its budget may differ if the checkpoint's tokens fit. Keys and values are
-            converted to its dtype.
+            converted to its dtype; those of the same dtype are restored exactly.
         checkpoint: Not changed; it can be restored again.
 
     Raises:

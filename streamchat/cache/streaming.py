@@ -43,7 +43,8 @@ class StreamingCache(DynamicCache):
         cache_size: The budget in tokens: sinks + pinned + window. No layer ever exceeds it.
         num_sink_tokens: Number of tokens at the start of the stream that are never evicted.
         options: How to evict.
-        dtype: The dtype of the cached keys and values; None for that of the model.
+        dtype: The dtype of the cached keys and values, or `torch.int8` or `torch.int4` for codes with scales; None for
+            that of the model.
 
     Raises:
         ConfigError: The sizes are impossible.

@@ -53,7 +53,7 @@ class Report:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    names = ("model", "adapter", "device", "dtype", "kernels", "decode", "cache_size", "plain")
+    names = ("model", "adapter", "device", "dtype", "kernels", "decode", "cache_size", "kv_dtype", "plain")
     flags.add_setting_flags(parser, names)
 
 
@@ -307,6 +307,10 @@ def _chat(configuration: Configuration) -> Rows:
         cached = devices.choose_cache_dtype(settings.dtype, dtype, device, compiled=step.name == COMPILED)
         # whether the kernels support the model is known when it is loaded
         rows["cached keys"] = cached if cached == dtype else f"{cached} if compiled kernels decode, else {dtype}"
+        if settings.kv_dtype == "auto" and settings.dtype != "float32" and step.name == COMPILED:
+            rows["cached keys"] = f"int8 if it is as good and as fast here, else {rows['cached keys']}"
+    if settings.kv_dtype in ("int8", "int4"):
+        rows["cached keys"] = settings.kv_dtype
     if settings.adapter:
         from streamchat.models.adapters import find_adapters
 

@@ -32,9 +32,8 @@ DESCRIPTION = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    flags.add_setting_flags(
-        parser, ("model", "adapter", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens")
-    )
+    names = ("model", "adapter", "device", "dtype", "attention", "weights", "kernels", "kv_dtype", "num_sink_tokens")
+    flags.add_setting_flags(parser, names)
     own = parser.add_argument_group("perplexity")
     add_text_flags(parser, own, DEFAULT_TOKENS, by_device=True)
     add_methods_flag(own, DEFAULT_METHODS, "NAME[:BUDGET[:SINKS]],...", SCORED)
@@ -63,9 +62,10 @@ def run(args: argparse.Namespace) -> int:
     with loading_line() as progress:
         from streamchat.models.load import load_from_settings
 
-        # methods are compared on the original model unless quantized weights are requested
+        # methods are compared on the original model and cache unless quantized ones are requested
         weights = settings.weights if configuration.is_explicit("weights") else "native"
-        loaded = load_from_settings(settings, progress, weights=weights)
+        kv_dtype = settings.kv_dtype if configuration.is_explicit("kv_dtype") else "native"
+        loaded = load_from_settings(settings, progress, weights=weights, kv_dtype=kv_dtype)
         progress("Reading the texts")
         tokens, notes = _tokens(documents, loaded, args.max_tokens)
     return _score(args, loaded, tokens, methods, [*loaded.notes, *notes], folder)

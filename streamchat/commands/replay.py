@@ -101,7 +101,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_setting_flags(
         parser,
         (
-            *("model", "adapter", "device", "dtype", "weights", "kernels", "decode", "attention"),
+            *("model", "adapter", "device", "dtype", "weights", "kernels", "decode", "attention", "kv_dtype"),
             *("cache_size", "compression_ratio", "num_sink_tokens", "evict"),
             *("on_full", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed"),
             *(name for name in setting_fields() if name.startswith("dry_")),

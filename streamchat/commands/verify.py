@@ -22,7 +22,7 @@ DESCRIPTION = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    names = ("model", "adapter", "device", "attention", "kernels", "decode", "num_sink_tokens")
+    names = ("model", "adapter", "device", "attention", "kernels", "decode", "kv_dtype", "num_sink_tokens")
     flags.add_setting_flags(parser, names)
     own = parser.add_argument_group("verification")
     own.add_argument("--cache-size", default="64", metavar="TOKENS", help="budget to verify with (default: 64)")
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         from streamchat.verify.run import verify
         from streamchat.verify.text import help_topic_ids
 
-        loaded = load_from_settings(settings, progress, weights="native")
+        kv_dtype = settings.kv_dtype if configuration.is_explicit("kv_dtype") else "native"
+        loaded = load_from_settings(settings, progress, weights="native", kv_dtype=kv_dtype)
         count = settings.cache_size * (PITFALL_BUDGETS if args.show_pitfalls else 1)
         ids = help_topic_ids(loaded.tokenizer, count)
         with quiet():
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         "source": loaded.source,
         "device": loaded.device,
         "dtype": loaded.dtype,
+        "cache_dtype": loaded.cache_dtype,
         "attention": str(loaded.model.config._attn_implementation),
     }
     print_page(make_page(result, model, all_steps=args.all_steps), args, folder, json_only=True)

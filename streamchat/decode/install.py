@@ -24,10 +24,9 @@ from streamchat.decode.cuda_graph import CudaRecorder, Record
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.fused.step import INCOMPLETE, FusedStep, fused_step, unavailable
-from streamchat.decode.native_step import CompiledStep, kernels_support
+from streamchat.decode.native_step import CACHE_FORMATS, CompiledStep, kernels_support
 from streamchat.decode.static import static_step
 from streamchat.kernels.library import Kernels
-from streamchat.quantization.unpack import FORMATS
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def _install_short(model: Any, kernels: Kernels | None) -> bool:
     plain = model.forward
 
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
-        if isinstance(step, CompiledStep) and cache.dtype not in (None, *FORMATS):
+        if isinstance(step, CompiledStep) and cache.dtype not in (None, *CACHE_FORMATS):
             return plain(**kwargs)
         layers: Any = cache.layers
         ids, keep = kwargs["input_ids"], kwargs.get("logits_to_keep") or 0

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamchat.base.errors import CacheError
+from streamchat.cache.layers.codes import INT4 as INT4_DTYPE
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.decode.native_program import FUNCTIONS, Program, Workspace
 from streamchat.decode.spec import BlockSpec, ExpertsSpec, MlpSpec, ModelSpec
 from streamchat.kernels.library import Kernels
-from streamchat.kernels.operations import MAX_HEAD_DIM, TILE
+from streamchat.kernels.operations import INT4, INT8, MAX_HEAD_DIM, TILE, Attention
 from streamchat.quantization.linear import QuantizedLinear, is_linear
 from streamchat.quantization.unpack import FORMATS
 
@@ -24,6 +25,8 @@ QUANTIZED_TOKENS = 256
 kernels prefill the default model at least as fast as transformers' forward pass does with native weights."""
 NATIVE_TOKENS = 8
 """Maximum tokens per call with native weights."""
+CACHE_FORMATS = {**FORMATS, torch.int8: INT8, INT4_DTYPE: INT4}
+"""Dtypes of a cache -> formats of the kernels."""
 MAX_PROGRAMS = 64
 """Maximum programs to keep: one takes about 0.2 MB, and a few milliseconds to build."""
 
@@ -77,6 +80,30 @@ def _max_tokens(model: ModelSpec) -> int:
     return QUANTIZED_TOKENS if is_quantized else NATIVE_TOKENS
 
 
+def _point_to(attention: Attention, layer: StreamingLayer) -> None:
+    """Let `attention` read and write the slots of `layer`.
+
+    Raises:
+        CacheError: The kernels do not support their format, or they have other heads.
+    """
+    raw, dtype = layer.state(), layer.stored_dtype
+    keys, values = raw["keys"], raw["values"]
+    if dtype not in CACHE_FORMATS:
+        raise CacheError(f"the compiled kernels do not support a cache in {dtype}; reset it first")
+    dim = 2 * keys.shape[3] if dtype == INT4_DTYPE else keys.shape[3]
+    if keys.shape[1] != attention.num_kv_heads or dim != attention.head_dim:
+        raise CacheError(
+            f"a cache with {keys.shape[1]} key heads of {dim} cannot be continued by a model with "
+            f"{attention.num_kv_heads} of {attention.head_dim}; reset it first"
+        )
+    attention.format = CACHE_FORMATS[dtype]
+    attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
+    attention.head_stride_bytes = keys.stride(1) * keys.element_size()
+    if "key_scales" in raw:
+        attention.key_scales, attention.value_scales = raw["key_scales"].data_ptr(), raw["value_scales"].data_ptr()
+        attention.scale_stride = raw["key_scales"].stride(1)
+
+
 class CompiledStep:
     """(1, n) ids, (1, n) positions, the layers of the cache -> (1, n, vocabulary) float32 logits, or those of the last
     token if `last_only`. Appends to the layers. n is at most `max_tokens`.
@@ -116,22 +143,9 @@ class CompiledStep:
             for attention, layer, empty in zip(program.attentions, layers, self._empty, strict=True):
                 if not layer.is_initialized:
                     layer.lazy_initialization(empty, empty)
-                cached = layer.length
+                attention.cached = layer.length
                 layer.reserve_slots(tokens)
-                keys, values = layer.keys, layer.values
-                assert keys is not None
-                assert values is not None
-                if keys.dtype not in FORMATS:
-                    raise CacheError(f"the compiled kernels do not support a cache in {keys.dtype}; reset it first")
-                if keys.shape[1] != attention.num_kv_heads or keys.shape[3] != attention.head_dim:
-                    raise CacheError(
-                        f"a cache with {keys.shape[1]} key heads of {keys.shape[3]} cannot be continued by a model "
-                        f"with {attention.num_kv_heads} of {attention.head_dim}; reset it first"
-                    )
-                attention.format = FORMATS[keys.dtype]
-                attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
-                attention.head_stride_bytes = keys.stride(1) * keys.element_size()
-                attention.cached = cached
+                _point_to(attention, layer)
             logits = program.new_logits()
             self._kernels.run(program.operations, threads)
             return logits[None]

@@ -242,5 +242,5 @@ class ModelHost(LiveSettings):
 
 def _same_model(one: Settings, other: Settings) -> bool:
     """Return whether both settings load the same weights in the same way."""
-    names = ("model", "adapter", "device", "dtype", "weights", "kernels", "decode", "attention")
+    names = ("model", "adapter", "device", "dtype", "weights", "kernels", "decode", "attention", "kv_dtype")
     return all(getattr(one, name) == getattr(other, name) for name in names)

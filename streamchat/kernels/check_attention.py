@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from streamchat.kernels.check_codes import CachedPair, random_pair
 from streamchat.kernels.check_matrices import noise, stored, values
 from streamchat.kernels.check_operations import Array, address, compare, identity, normed, run, zeros
-from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32, Attention, Norm, attend
+from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, Attention, Norm, attend
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ _HEADS = (
     _Heads(dim=128, rotary_dim=128, kind=FLOAT32, softcap=2.0, window=70, norms="whole"),
     _Heads(dim=32, rotary_dim=32, repeats=1),
     _Heads(dim=16, rotary_dim=0, kind=FLOAT32, queries=19, window=1, norms="none", clip=0.5),
+    _Heads(kind=INT8),
+    _Heads(kind=INT8, dim=48, rotary_dim=32, queries=2, window=70, softcap=2.0, clip=1.0, value_size=1e-6),
+    _Heads(kind=INT4, dim=128, rotary_dim=128, queries=4),
+    _Heads(kind=INT4, dim=80, rotary_dim=16, queries=19, repeats=1),
 )
 
 
@@ -69,19 +74,19 @@ def check_attention(kernels: Any) -> None:
         angles = noise(tokens, case.rotary_dim // 2)
         angles = np.repeat(angles, 2, 1) if case.is_interleaved else np.tile(angles, 2)
         cos, sin = np.cos(angles), np.sin(angles)
-        cached_pair = noise(2, heads, slots, dim)
-        cached_pair[1] *= case.value_size
-        buffers = stored(cached_pair, case.kind)
-        before = values(buffers).copy()
+        pair = random_pair(case.kind, heads, slots, dim, case.value_size)
+        buffers, before = pair.data, pair.numbers().copy()
+        scales = (None, None) if pair.scales is None else pair.scales
         partial = zeros(kernels.attention_partial(tokens, heads, queries, dim, spans))
         attention = Attention(
             *given,
-            *(address(part) for part in (cos, sin, buffers[0], buffers[1], partial)),
+            *(address(part) for part in (cos, sin, *buffers, *scales, partial)),
             *(Norm(address(weight), address(bias), 1e-5, bias is not None) for weight, bias in norms),
             *strides,
             token_stride=rows[0].size,
             norm_stride=0 if case.norms == "shared" else dim,
-            head_stride_bytes=slots * dim * buffers.itemsize,
+            head_stride_bytes=buffers[0, 0].nbytes,
+            scale_stride=slots,
             cached=cached,
             tokens=tokens,
             rotary_dim=case.rotary_dim,
@@ -107,12 +112,26 @@ def check_attention(kernels: Any) -> None:
             _rotated(_normed_heads(case, part, *norm), cos, sin, case.is_interleaved)
             for part, norm in zip((flat, key), norms, strict=True)
         )
-        new = [values(stored(part, case.kind)) for part in (key, value)]
-        all_keys, all_values = (
-            np.concatenate([old[:, :cached], part.transpose(1, 0, 2)], 1) for old, part in zip(before, new, strict=True)
-        )
+        new = [part.transpose(1, 0, 2) for part in (key, value)]
+        all_keys, all_values = _stored_pair(f"attention with {case}", case, pair, before, cached, new)
         expected = _attended(flat.reshape(tokens, heads, queries, dim), all_keys, all_values, attention.scale, case)
         compare(f"attention with {case}", out, expected)
+
+
+def _stored_pair(what: str, case: _Heads, pair: CachedPair, before: Array, cached: int, new: list[Array]) -> Array:
+    """Return keys and values with the new ones as the kernels should have stored them, (2, heads, tokens, dim).
+
+    Codes are those that the kernels stored: a number between two codes may be rounded to either one.
+    """
+    if pair.scales is None:
+        numbers = np.stack([values(stored(part, case.kind)) for part in new])
+        return np.concatenate([before[:, :, :cached], numbers], 2)
+    after, stop = pair.numbers(), cached + new[0].shape[1]
+    error = np.linalg.norm(after[:, :, cached:stop] - np.stack(new), axis=-1, keepdims=True)
+    assert (error <= 1.001 * pair.step()[:, :, cached:stop]).all(), f"{what}: new codes are off"
+    is_old = np.arange(after.shape[2]) < cached
+    assert (after == before)[:, :, is_old].all(), f"{what}: old codes were overwritten"
+    return after[:, :, :stop]
 
 
 def _head_norm(case: _Heads, heads: int) -> tuple[Array | None, Array | None]:

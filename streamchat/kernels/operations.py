@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 PRODUCT, ATTEND, STORE, ROUTE, EXPERTS_UP, EXPERTS_DOWN = range(6)
 NO_FUNCTION, SILU, GELU, GELU_TANH, RELU, RELU2, SOFTCAP = range(7)
-BFLOAT16, FLOAT16, FLOAT32 = range(3)
+BFLOAT16, FLOAT16, FLOAT32, INT8, INT4 = range(5)
 MAX_HEAD_DIM = 256
 QUERIES_AT_ONCE = 64
 """Maximum queries of one attention task for several tokens."""
@@ -56,9 +56,9 @@ class Attention(ctypes.Structure):
     """Stores new tokens, and attends to all cached tokens of the layer."""
 
     _fields_: ClassVar[Members] = _members(
-        (c_void_p, "query key value cos sin keys values partial"),
+        (c_void_p, "query key value cos sin keys values key_scales value_scales partial"),
         (Norm, "query_norm key_norm"),
-        (c_long, "query_stride key_stride value_stride token_stride norm_stride head_stride_bytes cached"),
+        (c_long, "query_stride key_stride value_stride token_stride norm_stride head_stride_bytes scale_stride cached"),
         (c_int, "tokens rotary_dim num_kv_heads num_kv_groups head_dim format spans window"),
         (c_int, "is_interleaved norms_whole repeats"),
         (c_float, "scale softcap clip"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base.progress import Progress as Progress
 from streamchat.base.progress import silent
-from streamchat.config.settings import Decode, Settings
+from streamchat.config.settings import Decode, KvDtype, Settings
 from streamchat.models.adapters import digest_with, find_adapters
 from streamchat.models.contents import folder_digest
 from streamchat.models.folder import weight_files
@@ -49,7 +49,7 @@ class LoadedModel:
     kernels: Kernels | None = field(default=None, repr=False)
     """The compiled kernels that it decodes with on a CPU; None for PyTorch's."""
     cache_dtype: str = ""
-    """The dtype of cached keys and values."""
+    """The dtype of cached keys and values; "int8" or "int4" if they are quantized."""
     advice: SamplingAdvice = field(default_factory=SamplingAdvice)
     """The sampling settings that its makers advise."""
     decode: Decode = "auto"
@@ -67,6 +67,7 @@ def load_model(
     weights: str = "native",
     kernels: str = "auto",
     decode: Decode = "auto",
+    kv_dtype: KvDtype = "native",
     adapter: str = "",
     progress: Progress = silent,
 ) -> LoadedModel:
@@ -80,6 +81,7 @@ def load_model(
         weights: `auto`, `native`, `int8` or `int4`, see `use_weights`.
         kernels: `auto`: compiled kernels on a CPU if there is a compiler; `torch`: PyTorch's kernels.
         decode: `auto`, `fused`, `graph` or `plain`: the step for new tokens, see `install`.
+        kv_dtype: `auto`, `native`, `int8` or `int4`: how keys and values are cached, see `choose_kv_dtype`.
         adapter: Folders of LoRA adapters to merge into the weights, as in the setting; '' for none.
         progress: Called with the stage; may raise to cancel.
 
@@ -90,7 +92,7 @@ def load_model(
             not possible here.
     """
     with collections_paused():
-        return _load(name, device, dtype, attention, weights, kernels, decode, adapter, progress)
+        return _load(name, device, dtype, attention, weights, kernels, decode, kv_dtype, adapter, progress)
 
 
 def _load(
@@ -101,6 +103,7 @@ def _load(
     weights: str,
     kernels: str,
     decode: Decode,
+    kv_dtype: KvDtype,
     adapter: str,
     progress: Progress,
 ) -> LoadedModel:
@@ -125,11 +128,11 @@ def _load(
             adapters=adapters,
             progress=progress,
         )
-        return _load_planned(plan, dtype, weights, kernels, decode, progress)
+        return _load_planned(plan, dtype, weights, kernels, decode, kv_dtype, progress)
 
 
 def _load_planned(
-    plan: LoadPlan, dtype: str, weights: str, kernels: str, decode: Decode, progress: Progress
+    plan: LoadPlan, dtype: str, weights: str, kernels: str, decode: Decode, kv_dtype: KvDtype, progress: Progress
 ) -> LoadedModel:
     """Load what `plan` says; the other arguments are those of `load_model`."""
     from streamchat.models.plan import KERNELS_STAGE
@@ -137,6 +140,8 @@ def _load_planned(
     digest = digest_with(_digest_of(plan.folder, plan.name, progress), plan.adapters, progress)
     if weights == "auto" and dtype == "float32":
         weights = "native"  # float32 was requested: do not quantize
+    if kv_dtype == "auto" and dtype == "float32":
+        kv_dtype = "native"
     progress(f"Loading {plan.name}", 0, 0, "")
     import_libraries(str(plan.contents.config.get("model_type")))
     trace.mark(trace.TRANSFORMERS)
@@ -151,6 +156,7 @@ def _load_planned(
         from streamchat.models.device import choose_cache_dtype
         from streamchat.models.fallback import load_weights
         from streamchat.models.fingerprint import set_contents_digest
+        from streamchat.models.kv_choice import choose_kv_dtype
         from streamchat.models.quantize.cpu import use_weights
         from streamchat.models.quantize.served_copy import (
             can_be_served,
@@ -196,6 +202,7 @@ def _load_planned(
         step_notes = install_checked(model, compiled, used, decode)
     trace.mark(trace.CHECKS)
     cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
+    cache_dtype, kv_notes = choose_kv_dtype(model, tokenizer, kv_dtype, cache_dtype, weights=used, name=done.name)
     set_cache_dtype(model, getattr(torch, cache_dtype))
     step = step_report(model, decode, why_unavailable(kernels) if done.device == "cpu" and compiled is None else "")
     step_notes = step_notes or tuple(filter(None, [step.note(decode)]))
@@ -208,7 +215,7 @@ def _load_planned(
         done.source.origin,
         done.device,
         done.dtype,
-        (*done.dtype_notes, *done.notes, *weight_notes, *step_notes, *advice.notes),
+        (*done.dtype_notes, *done.notes, *weight_notes, *step_notes, *kv_notes, *advice.notes),
         used,
         quantized_bytes(model),
         compiled,
@@ -230,6 +237,7 @@ def load_from_settings(settings: Settings, progress: Progress = silent, **change
         weights=chosen.weights,
         kernels=chosen.kernels,
         decode=chosen.decode,
+        kv_dtype=chosen.kv_dtype,
         adapter=chosen.adapter,
         progress=progress,
     )

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from streamchat.cache.evicted import EvictedTokens
-from streamchat.cache.layers.slots import CopiedStates
+from streamchat.cache.layers.slots import SCALES, CopiedStates
 
 Kind = Literal["native", "int8"]
 _KEY = "streamchat"
@@ -23,8 +23,8 @@ def to_bytes(tokens: EvictedTokens, kind: Kind) -> bytes:
 
     Args:
         tokens: The tokens.
-        kind: native = to the bit. int8 = floating-point tensors in 8 bits, with one scale per token and head; the
-            float32 originals, which exact undo needs, are left out.
+        kind: native = to the bit. int8 = keys and values in 8 bits, with one scale per token and head, if they are not
+            codes already; the float32 originals, which exact undo needs, are left out.
     """
     tensors: dict[str, Tensor] = {}
     stacks: dict[str, list[list[object]]] = {}
@@ -34,7 +34,7 @@ def to_bytes(tokens: EvictedTokens, kind: Kind) -> bytes:
         for i, (name, layers, stack) in enumerate(states.stacks):
             key = f"{part}.{i}"
             stacks[part].append([name, layers, str(stack.dtype).removeprefix("torch.")])
-            if kind == "int8" and stack.is_floating_point():
+            if kind == "int8" and name in SCALES and stack.is_floating_point():
                 tensors[key], tensors[key + _SCALE] = _quantized(stack)
             else:
                 tensors[key] = stack.contiguous()

@@ -13,7 +13,7 @@ from streamchat.config.settings import default_of, setting_fields, settings_by_m
 from streamchat.config.template_args import from_text, merged, to_text
 from streamchat.store.records import SessionInfo
 
-OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "decode", "attention"})
+OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "decode", "attention", "kv_dtype"})
 """Settings that belong to the machine, not to the session."""
 SECTIONS = frozenset({"model", "cache", "generation", "chat"})
 _ONE_CHOICE = {"cache_size": "compression_ratio", "compression_ratio": "cache_size"}

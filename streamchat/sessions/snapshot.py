@@ -21,8 +21,10 @@ from streamchat.base.errors import StoreError, reason_of
 from streamchat.cache.checkpoint import CacheCheckpoint
 
 FORMAT = 2
-"""Format version of the file. Version 1 is read as well; it has a SHA-256 of all bytes, which takes three times as long
-as the CRC-32 of each tensor."""
+"""Format version of files with keys and values as numbers. Version 1 is read as well; it has a SHA-256 of all bytes,
+which takes three times as long as the CRC-32 of each tensor."""
+QUANTIZED_FORMAT = 3
+"""Format version of files with codes and scales."""
 _KEY = "streamchat"
 _IDS, _GENERATOR = "ids", "generator"
 _PAIRS = {
@@ -30,6 +32,8 @@ _PAIRS = {
     "values": "keys",
     "original_keys": "original_values",
     "original_values": "original_keys",
+    "key_scales": "value_scales",
+    "value_scales": "key_scales",
 }
 """Parts of a layer, each with the part that must have the same number of tokens."""
 
@@ -65,7 +69,7 @@ def save(path: Path, snapshot: Snapshot) -> int:
     tensors[_IDS] = torch.tensor(snapshot.ids, dtype=torch.int32)
     tensors[_GENERATOR] = snapshot.generator.cpu()
     facts = {
-        "format": FORMAT,
+        "format": QUANTIZED_FORMAT if any(name.endswith("_scales") for name in tensors) else FORMAT,
         "session": snapshot.session,
         "fingerprint": snapshot.fingerprint,
         "dtype": snapshot.dtype,
@@ -97,8 +101,10 @@ def load(path: Path) -> Snapshot:
             facts = json.loads((file.metadata() or {})[_KEY])
             if not isinstance(facts, dict):
                 raise SnapshotError("its saved cache is damaged")
-            if facts["format"] not in (1, FORMAT):
-                raise SnapshotError(f"its saved cache has format {facts['format']} and this streamchat reads {FORMAT}")
+            if facts["format"] not in (1, FORMAT, QUANTIZED_FORMAT):
+                raise SnapshotError(
+                    f"its saved cache has format {facts['format']} and this streamchat reads 1 to {QUANTIZED_FORMAT}"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise SnapshotError("no cache was saved with it") from None
@@ -144,17 +150,36 @@ def _snapshot(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Snapshot:
 
 
 def _check_shapes(tensors: dict[str, Tensor]) -> None:
-    """Check that each layer's tensors, `original_` ones included, are (batch, num_kv_heads, length, head_dim)."""
+    """Check that each layer's tensors, `original_` ones included, are (batch, num_kv_heads, length, head_dim).
+
+    Codes of 4 bits have half as many bytes as the head has dimensions, and scales have no last dimension.
+    """
     for name, tensor in tensors.items():
         layer, _, part = name.rpartition(".")
         if part in _PAIRS:
-            batch, heads, length, size = tensor.shape
-            like = tensors[f"{layer}.{part.removeprefix('original_')}"]
-            if like.dim() != 4 or (batch, heads, size) != (*like.shape[:2], like.shape[3]) or length > like.shape[2]:
+            like = tensors[f"{layer}.{_codes_of(part)}"]
+            width = like.shape[3] * (2 if like.dtype == torch.uint8 else 1)
+            sizes = {"keys": like.shape[3], "values": like.shape[3], "original_keys": width, "original_values": width}
+            size = (sizes[part],) if part in sizes else ()
+            length = tensor.shape[2]
+            if like.dim() != 4 or tensor.shape != (*like.shape[:2], length, *size) or length > like.shape[2]:
                 raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
+            if not size and length != like.shape[2]:
+                raise ValueError(f"{name} has {length} tokens")
+            is_code = like.dtype in (torch.int8, torch.uint8)
+            if is_code != (f"{layer}.{_scales_of(part)}" in tensors):
+                raise ValueError(f"{name} lacks scales, or has scales for numbers")
             other = tensors[f"{layer}.{_PAIRS[part]}"]
             if other.shape[2] != length:
                 raise ValueError(f"{name} has {length} tokens")
+
+
+def _codes_of(part: str) -> str:
+    return "keys" if "key" in part else "values"
+
+
+def _scales_of(part: str) -> str:
+    return "key_scales" if "key" in part else "value_scales"
 
 
 def _counts(values: list[Any]) -> tuple[int, ...]:

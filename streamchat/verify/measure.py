@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from streamchat.cache.arguments import by_keyword, given_tokens, parameter_names
+from streamchat.cache.layers.layer import StreamingLayer
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,12 @@ def layer_lengths(cache: Any) -> tuple[int, ...]:
 
 
 def storage_bytes(cache: Any) -> int:
-    """Return the bytes of the storages of all keys and values; a storage shared by several views counts once."""
+    """Return the bytes of the storages of all keys and values, with their scales; a storage shared by several views
+    counts once."""
     storages = {}
     for layer in cache.layers:
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+        stored = layer.storage.parts if isinstance(layer, StreamingLayer) and layer.storage is not None else ()
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None), *stored):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from streamchat.cache.arguments import cache_keyword, parameter_names
+from streamchat.cache.dtype import cache_dtype
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
@@ -73,7 +74,9 @@ def run_generate(
 ) -> ModeRun:
     """Run `model.generate` inside a `StreamingPress`."""
     before = hook_count(model)
-    press = StreamingPress(model, cache_size=cache_size, num_sink_tokens=num_sink_tokens, fit=fit)
+    press = StreamingPress(
+        model, cache_size=cache_size, num_sink_tokens=num_sink_tokens, fit=fit, dtype=cache_dtype(model)
+    )
     with _neutral_generation(model), recorded_steps(model, lambda: press.cache) as steps, press:
         out = model.generate(
             prompt,

@@ -112,7 +112,7 @@ def verify(
             )
         ),
         checks.check_logits(model, fit, manual, cache_size, num_sink_tokens),
-        checks.check_generate(manual, generate, model.dtype),
+        checks.check_generate(model, manual, generate),
         checks.check_hooks(model, fit, [plain, manual, generate]),
     ]
     return Verification(cache_size, num_sink_tokens, fit, [plain, manual, generate], results)

@@ -56,7 +56,7 @@ def equal(one: StreamingCache, other: StreamingCache) -> bool:
 
 
 def buffer_dtypes(cache: StreamingCache) -> set[torch.dtype]:
-    return {buffer.dtype for layer in cache.streaming_layers for buffer in layer._buffers or ()}
+    return {buffer.dtype for layer in cache.streaming_layers for buffer in layer.buffers or ()}
 
 
 def fed_in_pieces(model: Any, ids: Tensor, sizes: list[int]) -> StreamingCache:
@@ -245,11 +245,18 @@ def doctor_rows(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, An
 @pytest.mark.parametrize(
     ("flags", "fast", "compiler", "expected"),
     [
-        ((), False, True, "bfloat16 if compiled kernels decode, else float32"),
+        (
+            (),
+            False,
+            True,
+            "int8 if it is as good and as fast here, else bfloat16 if compiled kernels decode, else float32",
+        ),
+        (("--kv-dtype", "native"), False, True, "bfloat16 if compiled kernels decode, else float32"),
+        (("--kv-dtype", "int4"), False, False, "int4"),
         ((), False, False, "float32"),
         (("--kernels", "torch"), False, True, "float32"),
         (("--dtype", "float32"), False, True, "float32"),
-        ((), True, True, "bfloat16"),
+        ((), True, True, "int8 if it is as good and as fast here, else bfloat16"),
     ],
 )
 def test_doctor_names_the_dtype_of_cached_keys(

@@ -15,6 +15,7 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.eviction.policy import CacheView, Cut, EvictionPolicy, cuts_of
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.layers.codes import INT4
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
@@ -26,7 +27,13 @@ PIN = (20, 26)
 
 # Largest error of a key, as a share of the largest key: cached, moved back once by a rebase, and the model's own
 # rotation, each rounded. Measured 1.6e-7, 8.8e-3, 9.5e-4.
-ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 3 * 2**-8, torch.float16: 3 * 2**-11}
+ROUNDING = {
+    torch.float32: 1e-6,
+    torch.bfloat16: 3 * 2**-8,
+    torch.float16: 3 * 2**-11,
+    torch.int8: 0.02,
+    INT4: 0.35,
+}
 
 
 class Originals:
@@ -61,12 +68,13 @@ class Originals:
         """The largest one over all layers and slots."""
         worst = 0.0
         for layer, originals in zip(self.cache.streaming_layers, self.held, strict=True):
-            assert layer.keys is not None
+            assert layer.storage is not None
+            keys = layer.storage.keys.read(layer.start, layer.length)
             rotation = layer.rotation.keys
             assert rotation is not None
             angles = rotation.source.angles_range(layer.base, layer.length, torch.device("cpu"))
             once = rotation.apply(originals, angles)
-            worst = max(worst, ((layer.keys[0].float() - once).abs().max() / once.abs().max()).item())
+            worst = max(worst, ((keys[0].float() - once).abs().max() / once.abs().max()).item())
         return worst
 
 
@@ -74,10 +82,10 @@ def errors_over(
     dtype: torch.dtype, tokens: int = TOKENS, policy: EvictionPolicy | str = "oldest-tokens", chunk: int = CHUNK
 ) -> tuple[list[float], StreamingCache]:
     """The largest key error within each tenth of a stream."""
-    model = tiny_model("llama").to(dtype)
+    model = tiny_model("llama").to(dtype if dtype.is_floating_point else torch.float32)
     fit = choose_fit(model)
     options = EvictionOptions(policy)
-    cache = make_cache(model, fit, cache_size=BUDGET, num_sink_tokens=SINKS, options=options)
+    cache = make_cache(model, fit, cache_size=BUDGET, num_sink_tokens=SINKS, options=options, dtype=dtype)
     cache.position_limit = 1024  # a rebase every 928 tokens
     originals = Originals(model, cache)
     generator = torch.Generator().manual_seed(1)
@@ -98,7 +106,7 @@ def errors_over(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("dtype", list(ROUNDING), ids=["fp32", "bf16", "fp16", "int8", "int4"])
 def test_key_errors_do_not_grow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     rebases = 0
     original = StreamingLayer.rebase
@@ -117,6 +125,14 @@ def test_key_errors_do_not_grow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     assert max(tenths) <= ROUNDING[dtype]
     # the first tenth has seen every kind of move already
     assert max(tenths[1:]) <= 1.25 * tenths[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, INT4], ids=["int8", "int4"])
+def test_codes_are_rounded_from_the_originals_at_every_eviction(dtype: torch.dtype) -> None:
+    tenths, cache = errors_over(dtype, tokens=6_000)
+    assert cache.compression_count > 100
+    assert max(tenths) <= ROUNDING[dtype]
+    assert max(tenths[1:]) <= 1.3 * tenths[0]
 
 
 class Deep:

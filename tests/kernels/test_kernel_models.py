@@ -215,7 +215,8 @@ def test_a_cache_may_have_16_bits_while_the_model_has_32(dtype: torch.dtype, tol
 def convert(cache: Any, dtype: torch.dtype) -> None:
     """Changes the format of the keys and values."""
     for layer in cache.streaming_layers:
-        layer._buffers = tuple(buffer.to(dtype) for buffer in layer._buffers or ())
+        layer.storage.select(lambda buffer: buffer.to(dtype))
+        layer._refresh_views()
 
 
 @needs_kernels
@@ -258,7 +259,9 @@ def test_a_cache_of_other_heads_is_refused() -> None:
     cache = cache_of(model, 24)
     stream(model, cache, ids[:, :10], 10)
     for layer in cache.streaming_layers:
-        layer._buffers = tuple(buffer[:, :1] for buffer in layer._buffers or ())  # type: ignore[assignment]
+        assert layer.storage is not None
+        layer.storage.select(lambda buffer: buffer[:, :1])
+        layer._refresh_views()
     with pytest.raises(CacheError, match="1 key heads of 32"):
         stream(model, cache, ids[:, 10:11], 1)
 

@@ -71,7 +71,7 @@ def stream(model: Any, cache: StreamingCache, ids: Tensor, device: torch.device)
 
 def tensors_of(layer: Any) -> list[Tensor]:
     """Everything that a layer keeps."""
-    return [layer.keys, layer.values, *(layer._buffers or ()), *(layer._originals or ())]
+    return [layer.keys, layer.values, *(layer.buffers or ()), *(layer._originals or ())]
 
 
 def small_cache(model: Any) -> StreamingCache:

@@ -179,7 +179,7 @@ def rewrite(path: Path, version: int, bit: int = 0) -> None:
         (lambda path: path.write_bytes(b""), "its saved cache is damaged"),
         (lambda path: rewrite(path, 1, bit=1), "its saved cache is damaged"),
         (lambda path: rewrite(path, 2, bit=1), "its saved cache is damaged"),
-        (lambda path: rewrite(path, 99), "its saved cache has format 99 and this streamchat reads 2"),
+        (lambda path: rewrite(path, 99), "its saved cache has format 99 and this streamchat reads 1 to 3"),
     ],
     ids=["a bit", "short", "empty", "a bit in version 1", "a bit in version 2", "format"],
 )

@@ -94,7 +94,6 @@ def after_turn(monkeypatch: pytest.MonkeyPatch, number: int, harm: Callable[[Con
 def grow_the_buffers(conversation: Conversation) -> None:
     """A cache that allocates with every turn."""
     layer = conversation.cache.streaming_layers[0]
-    assert layer._buffers is not None
-    keys, values = layer._buffers
-    layer._buffers = (torch.cat([keys, keys[:, :, :8]], dim=2), torch.cat([values, values[:, :, :8]], dim=2))
+    assert layer.storage is not None
+    layer.storage.select(lambda buffer: torch.cat([buffer, buffer[:, :, :8]], dim=2))
     layer._refresh_views()

@@ -109,7 +109,8 @@ def grows_its_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     def evict(layer: StreamingLayer, prefix: int, count: int) -> None:
         original(layer, prefix, count)
         layer.slots += count
-        layer._buffers = tuple(torch.cat([b, b[:, :, :count]], dim=2) for b in layer._buffers)  # type: ignore[assignment, union-attr]
+        assert layer.storage is not None
+        layer.storage.select(lambda buffer: torch.cat([buffer, buffer[:, :, :count]], dim=2))
         layer._refresh_views()
 
     monkeypatch.setattr(StreamingLayer, "evict", evict)

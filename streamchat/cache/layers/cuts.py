@@ -79,7 +79,7 @@ def undo_cut(layers: Sequence[StreamingLayer], before: StateBefore, at: int, cou
         keep: How many of them to restore. The others were newer than a token that was removed since.
     """
     for i, layer in enumerate(layers):
-        if layer.buffers is None or layer.length + keep == 0:
+        if layer.storage is None or layer.length + keep == 0:
             continue
         first = min(at, layer.length)
         open_front(layer, keep)
@@ -95,7 +95,7 @@ def undo_cut(layers: Sequence[StreamingLayer], before: StateBefore, at: int, cou
 def undo_rebase(layers: Sequence[StreamingLayer], before: StateBefore) -> None:
     """Undo a rebase; newest slots may have been removed since."""
     for i, layer in enumerate(layers):
-        if layer.buffers is not None and layer.length:
+        if layer.storage is not None and layer.length:
             layer.base = before.base
             rewrite(layer, before, i, layer.length)
 

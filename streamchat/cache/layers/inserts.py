@@ -16,6 +16,7 @@ from streamchat.cache.layers.slots import (
     originals_of,
     read_originals,
     set_originals,
+    states_in,
 )
 from streamchat.cache.positions.rotation import TensorRotation
 
@@ -35,7 +36,7 @@ def unrotated(
         position: Absolute position of the first one.
     """
     pairs: list[list[Tensor | None]] = [[None, None] for _ in layers]
-    for name, indices, stack in slots.stacks:
+    for name, indices, stack in states_in(slots):
         part = int(name == "values")
         for i, tensor in _undone(layers, part, indices, stack, position):
             pairs[i][part] = tensor
@@ -107,7 +108,7 @@ def undo_insert(layers: Sequence[StreamingLayer], before: StateBefore, at: int, 
         keep: How many of them are still there; the others were newer than a token that was removed since.
     """
     for i, layer in enumerate(layers):
-        if layer.buffers is None:
+        if layer.storage is None:
             continue
         first = min(at, layer.length)
         states = [read_originals(layer, 0, min(first, before.known))]

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from streamchat.cache.layers.codes import dequantize
 from streamchat.cache.layers.layer import StreamingLayer
 
+SCALES = {"keys": "key_scales", "values": "value_scales"}
+"""Name of the codes in a state -> name of their scales."""
 SlotState = dict[str, Tensor]
 """What some slots of a layer store, by name; dimension 2 counts the slots."""
 ORIGINAL = "original_"
@@ -20,10 +23,9 @@ ORIGINAL = "original_"
 
 
 def read_slots(layer: StreamingLayer, first: int, stop: int) -> SlotState:
-    """Return views of what slots `[first, stop)` store: `keys` and `values`, as they are in the buffers."""
-    assert layer.buffers is not None
-    keys, values = (buffer.narrow(2, layer.start + first, stop - first) for buffer in layer.buffers)
-    return {"keys": keys, "values": values}
+    """Return views of what slots `[first, stop)` store: `keys` and `values`, and their scales if these are codes."""
+    assert layer.storage is not None
+    return layer.storage.raw(layer.start + first, stop - first)
 
 
 def write_slots(layer: StreamingLayer, first: int, state: Mapping[str, Tensor]) -> None:
@@ -56,7 +58,7 @@ def set_originals(layer: StreamingLayer, parts: Iterable[Sequence[Tensor]]) -> N
     if not kept:
         layer._originals = None
         return
-    device = kept[0][0].device if layer.buffers is None else layer.buffers[0].device
+    device = kept[0][0].device if layer.storage is None else layer.storage.device
     joined = [torch.cat([x.to(device) for x in column], dim=2) for column in zip(*kept, strict=True)]
     layer._originals = joined[0], joined[1]
 
@@ -71,13 +73,13 @@ def open_front(layer: StreamingLayer, count: int) -> None:
 
     The caller moves `layer.start` and writes them.
     """
-    if layer.start >= count or layer.buffers is None:
+    if layer.start >= count or layer.storage is None:
         return
     length = layer.length
     assert count + length <= layer.slots
-    for buffer in layer.buffers:
-        used = buffer.narrow(2, layer.start, length)
-        buffer.narrow(2, count, length).copy_(used.clone())  # they overlap
+    for part in layer.storage.parts:
+        used = part.narrow(2, layer.start, length)
+        part.narrow(2, count, length).copy_(used.clone())  # they overlap
     layer.start, layer.end = count, count + length
     layer._refresh_views()
 
@@ -100,6 +102,17 @@ class CopiedStates:
     def of(self, layer: int) -> SlotState:
         """Return views of the state of a layer."""
         return {name: stack[layers.index(layer)] for name, layers, stack in self.stacks if layer in layers}
+
+
+def states_in(slots: CopiedStates) -> list[tuple[str, tuple[int, ...], Tensor]]:
+    """Return the stacks of keys and of values, dequantized if they are codes; see `CopiedStates.stacks`."""
+    scales = {(name, layers): stack for name, layers, stack in slots.stacks if name in SCALES.values()}
+    found = []
+    for name, layers, stack in slots.stacks:
+        if name in SCALES:
+            scale = scales.get((SCALES[name], layers))
+            found.append((name, layers, stack if scale is None else dequantize(stack, scale)))
+    return found
 
 
 def copied(states: Sequence[SlotState]) -> CopiedStates:

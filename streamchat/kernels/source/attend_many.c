@@ -3,8 +3,7 @@
  * A lane belongs to one query of one token, so that scores, maxima and sums of a block need no sums across lanes. As in
  * FlashAttention (arXiv:2205.14135), only the scores of one block of keys exist at a time.
  */
-#include "attention.h"
-#include "lanes.h"
+#include "codes.h"
 
 /* QUERIES_AT_ONCE: lanes of a task; a multiple of LANES. Products compute DOWN values x ACROSS registers at a time. */
 enum { FEWEST = 4, KEYS = 64, QUERIES_AT_ONCE = 64, ACROSS = 2 };
@@ -79,9 +78,13 @@ typedef struct {
     int lanes;                     /* in use, a multiple of LANES */
 } Block;
 
-/* Returns `count` rows of the cache in float32. */
-static const float *rows_of(const char *from, int format, int count, int dim, float *widened) {
+/* Returns `count` rows of the cache in float32; those with scales are turned. */
+static const float *rows_of(const char *from, const uint16_t *scales, int format, int count, int dim, float *widened) {
     const uint16_t *narrow = (const uint16_t *)from;
+    if (has_scales(format)) {
+        widen_heads(from, scales, format, count, dim, widened);
+        return widened;
+    }
     if (format == FLOAT32)
         return (const float *)from;
     if (format == FLOAT16) {
@@ -154,7 +157,7 @@ static void fill(const Attention *a, int token, int tokens, int h, long first, B
 long attend_many_memory(void) { return (long)(sizeof(Block) / sizeof(float)); }
 
 void attend_many_work(const Attention *a, int task, float *memory) {
-    int queries = a->num_kv_groups, dim = a->head_dim, bytes = format_bytes(a->format), heads = a->num_kv_heads;
+    int queries = a->num_kv_groups, dim = a->head_dim, heads = a->num_kv_heads;
     int part = task % a->spans, h = task / a->spans % heads, token = task / a->spans / heads * block_tokens(a);
     int tokens = a->tokens - token < block_tokens(a) ? a->tokens - token : block_tokens(a);
     long start = first_slot(a, token), count = a->cached + token + tokens - start;
@@ -163,13 +166,13 @@ void attend_many_work(const Attention *a, int task, float *memory) {
     fill(a, token, tokens, h, first, b);
     for (long slot = first; slot < last; slot += KEYS) {
         int size = last - slot < KEYS ? (int)(last - slot) : KEYS;
-        long at = h * a->head_stride_bytes + slot * dim * bytes;
-        const float *keys = rows_of(a->keys + at, a->format, size, dim, b->widened);
+        long at = h * a->head_stride_bytes + slot * head_bytes(a->format, dim), scale = h * a->scale_stride + slot;
+        const float *keys = rows_of(a->keys + at, a->key_scales + scale, a->format, size, dim, b->widened);
         multiply_all(keys, dim, 1, b->queries, dim, size, b->lanes, 0, b->scores);
         if (a->softcap > 0.0f)
             activate(SOFTCAP, a->softcap, b->scores, (long)size * QUERIES_AT_ONCE);
         soften(b, slot - first, size, dim);
-        const float *values = rows_of(a->values + at, a->format, size, dim, b->widened);
+        const float *values = rows_of(a->values + at, a->value_scales + scale, a->format, size, dim, b->widened);
         multiply_all(values, 1, dim, b->scores, size, dim, b->lanes, 1, b->values);
     }
     for (int n = 0; n < tokens * queries; n++) {

@@ -4,7 +4,7 @@
  * As in flash decoding, the keys are split into spans, so that all threads read equally much; the product that follows
  * combines the partial results.
  */
-#include "attention.h"
+#include "codes.h"
 
 enum { BLOCK = 64 };
 
@@ -79,8 +79,13 @@ static void rotate_pairs(const float *x, const float *cos, const float *sin, int
         out[d] = scale * x[d];
 }
 
-static void store(const float *x, int dim, int format, char *to) {
-    if (format == BFLOAT16)
+/* Stores a head, which it may change, in slot `slot` of the key head `h`. */
+static void store(const Attention *a, float *x, int h, long slot, char *rows, uint16_t *scales) {
+    int dim = a->head_dim, format = a->format;
+    char *to = rows + h * a->head_stride_bytes + slot * head_bytes(format, dim);
+    if (has_scales(format))
+        scales[h * a->scale_stride + slot] = round_head(x, dim, format, to);
+    else if (format == BFLOAT16)
         for (int d = 0; d < dim; d++)
             ((bfloat16 *)to)[d] = to_bfloat16(x[d]);
     else if (format == FLOAT16)
@@ -134,18 +139,22 @@ void prepare_query(const Attention *a, int token, int h, int i, float *out) {
         a->query + token * a->token_stride + h / copies * a->query_stride + (long)(first + i) * a->head_dim;
     prepare(a, &a->query_norm, query, h * a->num_kv_groups + i, a->num_kv_heads * a->num_kv_groups, token, a->scale,
             out);
+    if (has_scales(a->format))
+        turn(out, a->head_dim);
 }
 
 /* Writes key and value of one head of a new token after the cached ones. */
 static void store_head(const Attention *a, int token, int h) {
     float row[MAX_DIM];
-    long at = h * a->head_stride_bytes + (a->cached + token) * a->head_dim * format_bytes(a->format);
-    long source = h / (a->repeats + 1);
+    long slot = a->cached + token, source = h / (a->repeats + 1);
     const float *key = a->key + token * a->token_stride + source * a->key_stride;
     const float *value = a->value + token * a->token_stride + source * a->value_stride;
     prepare(a, &a->key_norm, key, h, a->num_kv_heads, token, 1.0f, row);
-    store(row, a->head_dim, a->format, a->keys + at);
-    store(clipped(a, value, row), a->head_dim, a->format, a->values + at);
+    store(a, row, h, slot, a->keys, a->key_scales);
+    const float *limited = clipped(a, value, row);
+    if (limited != row)
+        memcpy(row, limited, sizeof(float) * (size_t)a->head_dim);
+    store(a, row, h, slot, a->values, a->value_scales);
 }
 
 int store_tasks(const Attention *a) { return a->tokens * a->num_kv_heads; }
@@ -169,7 +178,7 @@ void attend_work(const Attention *a, int task, uint64_t tag, Member *member) {
     int part = task % a->spans, h = task / a->spans % a->num_kv_heads, token = task / a->spans / a->num_kv_heads;
     long stop = a->cached + token + 1, start = first_slot(a, token), count = stop - start;
     long first = start + count * part / a->spans, last = start + count * (part + 1) / a->spans;
-    long at = h * a->head_stride_bytes + first * dim * format_bytes(a->format);
+    long at = h * a->head_stride_bytes + first * head_bytes(a->format, dim), scale = h * a->scale_stride + first;
     float rotated[MAX_QUERIES * MAX_DIM];
     float *top = attention_tops(a), *sum = attention_sums(a);
     if (a->tokens == 1 && part == a->spans - 1)
@@ -179,8 +188,13 @@ void attend_work(const Attention *a, int task, uint64_t tag, Member *member) {
         long result = (long)task * groups + done;
         for (int i = 0; i < queries; i++)
             prepare_query(a, token, h, done + i, rotated + i * dim);
-        span(a->keys + at, a->values + at, a->format, last - first, rotated, queries, dim, a->softcap, top + result,
-             sum + result, a->partial + result * dim);
+        if (has_scales(a->format)) {
+            Codes keys = {a->keys + at, a->key_scales + scale}, values = {a->values + at, a->value_scales + scale};
+            span_codes(&keys, &values, a->format, last - first, rotated, queries, dim, a->softcap, top + result,
+                       sum + result, a->partial + result * dim);
+        } else
+            span(a->keys + at, a->values + at, a->format, last - first, rotated, queries, dim, a->softcap,
+                 top + result, sum + result, a->partial + result * dim);
     }
 }
 
@@ -207,5 +221,7 @@ void combine(const Attention *a, int token, float *out) {
         SIMD
         for (int d = 0; d < dim; d++)
             to[d] /= total;
+        if (has_scales(a->format))
+            turn(to, dim);
     }
 }

@@ -9,7 +9,14 @@
 /* MAX_QUERIES: queries of one token that read a key together. */
 enum { MAX_DIM = 256, MAX_QUERIES = 16 };
 
-INLINE int format_bytes(int format) { return format == FLOAT32 ? 4 : 2; }
+INLINE int has_scales(int format) { return format >= INT8; }
+
+/* Bytes of `dim` numbers of a head, without the scale. */
+INLINE long head_bytes(int format, int dim) {
+    if (has_scales(format))
+        return format == INT8 ? dim : dim / 2;
+    return (long)dim * (format == FLOAT32 ? 4 : 2);
+}
 
 /* First slot that a new token reads. */
 INLINE long first_slot(const Attention *a, int token) {
@@ -22,6 +29,16 @@ void prepare_query(const Attention *a, int token, int h, int i, float *out);
 /* Maxima and sums of the partial results: (token, head, span, query). */
 float *attention_tops(const Attention *a);
 float *attention_sums(const Attention *a);
+
+/* Codes of neighboring slots of a head, and their scales. */
+typedef struct {
+    const char *codes;
+    const uint16_t *scales;
+} Codes;
+
+/* Attention of turned queries to codes of the format INT8 or INT4; the results are those of `span`, turned. */
+void span_codes(const Codes *keys, const Codes *values, int format, long count, const float *query, int queries, int dim,
+                float cap, float *top, float *sum, float *acc);
 
 /* Whether several tokens attend together: enough of them to be worth it. */
 int is_many(const Attention *a);

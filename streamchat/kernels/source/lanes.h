@@ -30,6 +30,24 @@ INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_
 INLINE Floats load_floats(const float *from) { return _mm512_loadu_ps(from); }
 INLINE void store_floats(float *to, Floats x) { _mm512_storeu_ps(to, x); }
 INLINE float sum_of(Floats x) { return _mm512_reduce_add_ps(x); }
+INLINE void store_ints(void *to, Ints x) { _mm512_storeu_si512(to, x); }
+INLINE Ints interleave_low(Ints a, Ints b) { return _mm512_unpacklo_epi16(a, b); }
+INLINE Ints interleave_high(Ints a, Ints b) { return _mm512_unpackhi_epi16(a, b); }
+INLINE Ints add_neighbors(Ints a, Ints b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+}
+INLINE Ints add_twos(Ints a, Ints b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+INLINE Ints add_quarters(Ints a, Ints b) {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+INLINE Ints sums_of_each(const Ints *x) {
+    Ints four[4];
+    for (int i = 0; i < 4; i++)
+        four[i] = add_twos(add_neighbors(x[4 * i], x[4 * i + 1]), add_neighbors(x[4 * i + 2], x[4 * i + 3]));
+    return add_quarters(add_quarters(four[0], four[1]), add_quarters(four[2], four[3]));
+}
 
 #if defined(__AVX512VNNI__)
 INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm512_dpwssd_epi32(sum, a, b); }
@@ -60,6 +78,14 @@ INLINE float sum_of(Floats x) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+INLINE void store_ints(void *to, Ints x) { _mm256_storeu_si256((__m256i *)to, x); }
+INLINE Ints interleave_low(Ints a, Ints b) { return _mm256_unpacklo_epi16(a, b); }
+INLINE Ints interleave_high(Ints a, Ints b) { return _mm256_unpackhi_epi16(a, b); }
+INLINE Ints sums_of_each(const Ints *x) {
+    Ints low = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+    Ints high = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
 }
 
 #if defined(__AVXVNNI__)
@@ -99,6 +125,14 @@ INLINE Floats add_product(Floats sum, Floats a, Floats b) { return vfmaq_f32(sum
 INLINE Floats load_floats(const float *from) { return vld1q_f32(from); }
 INLINE void store_floats(float *to, Floats x) { vst1q_f32(to, x); }
 INLINE float sum_of(Floats x) { return vaddvq_f32(x); }
+INLINE void store_ints(void *to, Ints x) { vst1q_s32((int32_t *)to, x); }
+INLINE Ints interleave_low(Ints a, Ints b) {
+    return vreinterpretq_s32_s16(vzip1q_s16(vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b)));
+}
+INLINE Ints interleave_high(Ints a, Ints b) {
+    return vreinterpretq_s32_s16(vzip2q_s16(vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b)));
+}
+INLINE Ints sums_of_each(const Ints *x) { return vpaddq_s32(vpaddq_s32(x[0], x[1]), vpaddq_s32(x[2], x[3])); }
 
 /* The two products of a lane are neighbors in one of the registers. */
 typedef struct {
@@ -149,6 +183,21 @@ INLINE Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; 
 INLINE Floats load_floats(const float *from) { return (Floats)load_ints(from); }
 INLINE void store_floats(float *to, Floats x) { memcpy(to, &x, sizeof x); }
 INLINE float sum_of(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+INLINE void store_ints(void *to, Ints x) { memcpy(to, &x, sizeof x); }
+INLINE Ints interleave_low(Ints a, Ints b) {
+    Halves x = (Halves)a, y = (Halves)b;
+    return (Ints)(Halves){x[0], y[0], x[1], y[1], x[2], y[2], x[3], y[3]};
+}
+INLINE Ints interleave_high(Ints a, Ints b) {
+    Halves x = (Halves)a, y = (Halves)b;
+    return (Ints)(Halves){x[4], y[4], x[5], y[5], x[6], y[6], x[7], y[7]};
+}
+INLINE Ints sums_of_each(const Ints *x) {
+    Ints sums;
+    for (int i = 0; i < 4; i++)
+        sums[i] = x[i][0] + x[i][1] + x[i][2] + x[i][3];
+    return sums;
+}
 INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) {
     Halves x = (Halves)a, y = (Halves)b;
     for (int i = 0; i < 4; i++)
@@ -173,8 +222,12 @@ INLINE Sums in_register(Sums sums) {
     return sums;
 }
 
+/* Where the 16-bit integer `n` of a register is after interleave_low, LANES 32-bit lanes, and interleave_high. */
+INLINE int interleaved_place(int n) { return n / 4 % 2 * LANES + n / 8 * 4 + n % 4; }
+
 /* dot_pairs(sums, a, b): adds a[0] b[0] + a[1] b[1] of the 16-bit integers of each lane; lane_sums returns the sums.
  * add_product(sum, a, b) = sum + a * b. floats_of_halves(from) reads LANES numbers in float16, ints_of_bytes and
- * ints_of_signed read LANES bytes. */
+ * ints_of_signed read LANES bytes. interleave_low and interleave_high pair the 16-bit integers of a and b: those of all
+ * lower and of all upper halves of 128 bits. sums_of_each(x): lane i is the sum of the lanes of x[i], for LANES x. */
 
 #endif

@@ -7,6 +7,8 @@
 
 /* Number formats of 16 or 32 bits. */
 enum { BFLOAT16, FLOAT16, FLOAT32 };
+/* Formats of keys and values with scales, see codes.h. */
+enum { INT8 = FLOAT32 + 1, INT4 };
 
 /* Scales of 4 or 8-bit codes: one for each group of 32 columns of a row; a scale and a minimum; 6-bit scales and
  * minimums of groups in superblocks of 256 columns; 8-bit scales of 16 columns in superblocks. */
@@ -45,14 +47,16 @@ typedef struct {
  * rotary_dim).
  * A score is softcap * tanh(score / softcap), unless softcap is 0.
  * keys, values: the first cached slot of the first head, in `format`; heads are `head_stride_bytes` apart. The new
- * tokens are written after the cached slots.
+ * tokens are written after the cached slots. key_scales, value_scales: their scales if `format` is INT8 or INT4; heads
+ * are `scale_stride` scales apart.
  * The slots are read in `spans` parts, whose results a product combines. partial: attention_partial(...). */
 typedef struct {
     const float *query, *key, *value, *cos, *sin;
     char *keys, *values;
+    uint16_t *key_scales, *value_scales;
     float *partial;
     Norm query_norm, key_norm;
-    long query_stride, key_stride, value_stride, token_stride, norm_stride, head_stride_bytes, cached;
+    long query_stride, key_stride, value_stride, token_stride, norm_stride, head_stride_bytes, scale_stride, cached;
     int tokens, rotary_dim, num_kv_heads, num_kv_groups, head_dim, format, spans, window;
     int is_interleaved, norms_whole, repeats;
     float scale, softcap, clip;

@@ -1,0 +1,265 @@
+"""Where a layer keeps the keys and values of its slots.
+
+Whoever moves raw slots (checkpoints, evicted tokens) uses a dict of tensors, one per part: `keys` and `values`, each
+(batch, num_kv_heads, slots, ...).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from streamchat.cache.layers.codes import BITS, INT4, dequantize, quantize, states_of
+
+Raw = dict[str, Tensor]
+"""Parts of some slots, in the format of the storage."""
+
+
+class TensorStorage(ABC):
+    """One tensor of a layer, keys or values, of all slots."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """A float dtype, or `torch.int8` or `torch.int4` for codes."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Raw:
+        """The allocated tensors, (batch, num_kv_heads, slots, ...) each; the main one is called ''."""
+
+    @abstractmethod
+    def write(self, first: int, x: Tensor) -> None:
+        """Store states (batch, num_kv_heads, n, head_dim) of any float dtype in slots from `first` on."""
+
+    @abstractmethod
+    def read(self, first: int, count: int) -> Tensor:
+        """Return the states of `count` slots."""
+
+    @abstractmethod
+    def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
+        """Store raw slots, exactly if they are of this format."""
+
+    @abstractmethod
+    def select(self, pick: Callable[[Tensor], Tensor]) -> None:
+        """Replace every part by `pick(part)`, which selects rows of the batch."""
+
+    @abstractmethod
+    def replace_not_finite(self) -> None:
+        """Replace NaN and infinities by 0, also in free slots."""
+
+    def raw(self, first: int, count: int) -> Raw:
+        """Return views of the parts of `count` slots."""
+        return {name: part.narrow(2, first, count) for name, part in self.parts.items()}
+
+    def move_to_front(self, start: int, count: int) -> None:
+        """Move `count` slots from `start` to the front, in blocks that do not overlap their source."""
+        for part in self.parts.values():
+            for at in range(0, count, start):
+                size = min(start, count - at)
+                part[:, :, at : at + size] = part[:, :, at + start : at + start + size]
+
+
+class NumberStorage(TensorStorage):
+    """Numbers (batch, num_kv_heads, slots, head_dim) in one dtype.
+
+    Args:
+        like: States (batch, num_kv_heads, any, head_dim); their device is used.
+        slots: Number of slots to allocate.
+        dtype: The dtype of the numbers.
+    """
+
+    def __init__(self, like: Tensor, slots: int, dtype: torch.dtype) -> None:
+        batch, heads, _, dim = like.shape
+        self.numbers = torch.zeros(batch, heads, slots, dim, dtype=dtype, device=like.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the numbers."""
+        return self.numbers.dtype
+
+    @property
+    def parts(self) -> Raw:
+        """The numbers."""
+        return {"": self.numbers}
+
+    def write(self, first: int, x: Tensor) -> None:
+        """Store states (batch, num_kv_heads, n, head_dim) in slots from `first` on."""
+        self.numbers.narrow(2, first, x.shape[-2]).copy_(x)
+
+    def read(self, first: int, count: int) -> Tensor:
+        """Return the states of `count` slots in the stored dtype, as a view."""
+        return self.numbers.narrow(2, first, count)
+
+    def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
+        """Store raw slots; those of other formats are converted."""
+        self.write(first, states_of(raw).to(self.numbers.device))
+
+    def select(self, pick: Callable[[Tensor], Tensor]) -> None:
+        """Replace the numbers by `pick(numbers)`."""
+        self.numbers = pick(self.numbers)
+
+    def replace_not_finite(self) -> None:
+        """Replace NaN and infinities by 0, also in free slots."""
+        self.numbers.nan_to_num_(0.0, 0.0, 0.0)
+
+
+class CodeStorage(TensorStorage):
+    """One tensor of a layer, keys or values, as codes and scales.
+
+    Args:
+        like: States (batch, num_kv_heads, any, head_dim); their device is used.
+        slots: Number of slots to allocate.
+        bits: 8 or 4. 4 needs an even head_dim.
+    """
+
+    def __init__(self, like: Tensor, slots: int, bits: int) -> None:
+        batch, heads, _, dim = like.shape
+        self.bits = bits
+        width, dtype = (dim, torch.int8) if bits == 8 else (dim // 2, torch.uint8)
+        self.codes = torch.zeros(batch, heads, slots, width, dtype=dtype, device=like.device)
+        self.scales = torch.zeros(batch, heads, slots, dtype=torch.bfloat16, device=like.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """`torch.int8` or `torch.int4`."""
+        return torch.int8 if self.bits == 8 else INT4
+
+    @property
+    def parts(self) -> Raw:
+        """Codes ('') and scales ('scales')."""
+        return {"": self.codes, "scales": self.scales}
+
+    def write(self, first: int, x: Tensor) -> None:
+        """Quantize and store states (batch, num_kv_heads, n, head_dim) in slots from `first` on."""
+        codes, scales = quantize(x, self.bits)
+        self.codes.narrow(2, first, x.shape[-2]).copy_(codes)
+        self.scales.narrow(2, first, x.shape[-2]).copy_(scales)
+
+    def read(self, first: int, count: int) -> Tensor:
+        """Return the states of `count` slots in float32."""
+        return dequantize(self.codes.narrow(2, first, count), self.scales.narrow(2, first, count))
+
+    def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
+        """Store raw slots: exactly those of this format, else quantized again."""
+        if "scales" not in raw or raw[""].dtype != self.codes.dtype:
+            return self.write(first, states_of(raw).to(self.codes.device))
+        for name, part in self.parts.items():
+            part.narrow(2, first, raw[name].shape[2]).copy_(raw[name])
+        return None
+
+    def select(self, pick: Callable[[Tensor], Tensor]) -> None:
+        """Replace every part by `pick(part)`, which selects rows of the batch."""
+        self.codes, self.scales = pick(self.codes), pick(self.scales)
+
+    def replace_not_finite(self) -> None:
+        """Replace NaN and infinities by 0, also in free slots."""
+        self.scales.nan_to_num_(0.0, 0.0, 0.0)
+
+
+class LayerStorage:
+    """Keys and values of the slots of a layer."""
+
+    def __init__(self, keys: TensorStorage, values: TensorStorage) -> None:
+        self.keys, self.values = keys, values
+
+    @property
+    def both(self) -> tuple[TensorStorage, TensorStorage]:
+        """Keys and values."""
+        return self.keys, self.values
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """How keys are stored: a float dtype, or `torch.int8` or `torch.int4` for codes."""
+        return self.keys.dtype
+
+    @property
+    def batch(self) -> int:
+        """Rows of the batch."""
+        return self.keys.parts[""].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the slots."""
+        return self.keys.parts[""].device
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """All allocated tensors."""
+        return [part for each in self.both for part in each.parts.values()]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the allocated tensors."""
+        return sum(part.untyped_storage().nbytes() for part in self.parts)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes per slot."""
+        return sum(part.element_size() * part[:, :, 0].numel() for part in self.parts)
+
+    def write(self, first: int, keys: Tensor, values: Tensor) -> None:
+        """Store states (batch, num_kv_heads, n, head_dim) in slots from `first` on."""
+        self.keys.write(first, keys)
+        self.values.write(first, values)
+
+    def raw(self, first: int, count: int) -> Raw:
+        """Return views of the parts of `count` slots: `keys`, `values`, and `key_*` and `value_*` if there are more."""
+        return _named("key", self.keys.raw(first, count)) | _named("value", self.values.raw(first, count))
+
+    def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> int:
+        """Store raw slots of this or another storage from slot `first` on; return their number."""
+        self.keys.write_raw(first, _unnamed("key", raw))
+        self.values.write_raw(first, _unnamed("value", raw))
+        return raw["keys"].shape[2]
+
+    def select(self, pick: Callable[[Tensor], Tensor]) -> None:
+        """Replace every part by `pick(part)`, which selects rows of the batch."""
+        for each in self.both:
+            each.select(pick)
+
+    def move_to_front(self, start: int, count: int) -> None:
+        """Move `count` slots from `start` to the front."""
+        for each in self.both:
+            each.move_to_front(start, count)
+
+    def replace_not_finite(self) -> None:
+        """Replace NaN and infinities by 0, also in free slots."""
+        for each in self.both:
+            each.replace_not_finite()
+
+
+def _named(name: str, parts: Mapping[str, Tensor]) -> Raw:
+    return {f"{name}_{part}" if part else f"{name}s": tensor for part, tensor in parts.items()}
+
+
+def _unnamed(name: str, raw: Mapping[str, Tensor]) -> Raw:
+    prefix = f"{name}_"
+    more = {part.removeprefix(prefix): tensor for part, tensor in raw.items() if part.startswith(prefix)}
+    return {"": raw[f"{name}s"]} | more
+
+
+def new_storage(keys: Tensor, values: Tensor, slots: int, dtype: torch.dtype) -> LayerStorage:
+    """Return storage for states like these, (batch, num_kv_heads, any, head_dim).
+
+    Args:
+        keys: Key states; only their shape and device matter.
+        values: Value states.
+        slots: Slots to allocate.
+        dtype: How to store them: a float dtype, or `torch.int8` or `torch.int4` for codes.
+    """
+
+    def stored(like: Tensor) -> TensorStorage:
+        return NumberStorage(like, slots, dtype) if dtype not in BITS else CodeStorage(like, slots, BITS[dtype])
+
+    with torch.inference_mode(False):  # usable outside inference mode later
+        return LayerStorage(stored(keys), stored(values))
+
+
+def states_like(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return no keys and no values, (batch, num_kv_heads, 0, head_dim), as the states of these raw slots are."""
+    none = {name: part[:, :, :0] for name, part in raw.items()}
+    return states_of(_unnamed("key", none)), states_of(_unnamed("value", none))

@@ -1,0 +1,85 @@
+/* Heads of keys and values in 8 or 4 bits: codes, and a bfloat16 scale for each token and head.
+ *
+ * A head is turned by a Hadamard matrix before it is rounded. INT8: a signed byte per number. INT4: code + 8 in 4 bits;
+ * the low bits of a byte belong to the first half of the head.
+ */
+#ifndef STREAMCHAT_CODES_H
+#define STREAMCHAT_CODES_H
+
+#include "attention.h"
+#include "lanes.h"
+
+enum { ZERO = 8 };
+
+/* Multiplies `x` by an orthogonal Hadamard matrix, in parts of the largest power of two that divides `dim`. The inverse
+ * is the same. */
+INLINE void turn(float *x, int dim) {
+    int part = dim & -dim;
+    for (int size = 1; size < part; size *= 2)
+        for (int first = 0; first < dim; first += 2 * size) {
+            float *low = x + first, *high = low + size;
+            SIMD
+            for (int d = 0; d < size; d++) {
+                float sum = low[d] + high[d];
+                high[d] = low[d] - high[d];
+                low[d] = sum;
+            }
+        }
+    float factor = 1.0f / __builtin_sqrtf((float)part);
+    SIMD
+    for (int d = 0; d < dim; d++)
+        x[d] *= factor;
+}
+
+/* Smallest bfloat16 that is not below `x` >= 0; inf and NaN stay. */
+INLINE bfloat16 rounded_up(float x) {
+    uint32_t bits = bits_of(x);
+    return bits >= 0x7f800000u ? (bits > 0x7f800000u ? 0x7fc0 : 0x7f80) : (bfloat16)((bits + 0xffffu) >> 16);
+}
+
+/* Turns and rounds a head, which it changes; returns the scale. A head with inf or NaN gets such a scale. */
+INLINE bfloat16 round_head(float *x, int dim, int format, char *to) {
+    float largest = 0.0f, limit = format == INT8 ? 127.0f : 7.0f;
+    uint32_t most = 0;
+    turn(x, dim);
+    for (int d = 0; d < dim; d++) {
+        uint32_t size = bits_of(x[d]) & 0x7fffffffu;
+        most = size > most ? size : most;
+    }
+    largest = float_of(most);
+    bfloat16 scale = largest < 1e-30f ? 0 : rounded_up(largest / limit);
+    float exact = from_bfloat16(scale), inverse = scale && scale < 0x7f80 ? 1.0f / exact : 0.0f;
+    int8_t codes[MAX_DIM];
+    for (int d = 0; d < dim; d++) {
+        float code = inverse > 0.0f ? x[d] * inverse : 0.0f;
+        codes[d] = (int8_t)__builtin_rintf(code);
+    }
+    if (format == INT8)
+        memcpy(to, codes, (size_t)dim);
+    else
+        for (int d = 0; d < dim / 2; d++)
+            to[d] = (char)((codes[d] + ZERO) | (codes[d + dim / 2] + ZERO) << 4);
+    return scale;
+}
+
+/* The numbers of `count` heads in float32, still turned. */
+INLINE void widen_heads(const char *codes, const bfloat16 *scales, int format, int count, int dim, float *out) {
+    for (int j = 0; j < count; j++) {
+        float scale = from_bfloat16(scales[j]), *row = out + (long)j * dim;
+        if (format == INT8) {
+            const int8_t *from = (const int8_t *)codes + (long)j * dim;
+            SIMD
+            for (int d = 0; d < dim; d++)
+                row[d] = scale * from[d];
+        } else {
+            const uint8_t *from = (const uint8_t *)codes + (long)j * dim / 2;
+            SIMD
+            for (int d = 0; d < dim / 2; d++) {
+                row[d] = scale * (float)((from[d] & 15) - ZERO);
+                row[d + dim / 2] = scale * (float)((from[d] >> 4) - ZERO);
+            }
+        }
+    }
+}
+
+#endif
