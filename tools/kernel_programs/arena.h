@@ -15,9 +15,6 @@
 #if __has_feature(address_sanitizer)
 #define HAS_ADDRESS_SANITIZER
 #endif
-#if __has_feature(memory_sanitizer)
-#define HAS_MEMORY_SANITIZER
-#endif
 #endif
 
 #ifdef HAS_ADDRESS_SANITIZER
@@ -25,11 +22,6 @@
 #else
 #define ASAN_POISON_MEMORY_REGION(from, size) ((void)(from), (void)(size))
 #define ASAN_UNPOISON_MEMORY_REGION(from, size) ((void)(from), (void)(size))
-#endif
-#ifdef HAS_MEMORY_SANITIZER
-#include <sanitizer/msan_interface.h>
-#else
-#define __msan_poison(from, size) ((void)(from), (void)(size))
 #endif
 
 enum { PAGE = 4096, ZONE = 512, FILL = 0xff, MAX_SLOTS = 160 };
@@ -78,7 +70,6 @@ static inline void place(Slot *s, size_t size, int where, size_t skew) {
     memset(s->start - before(s), FILL, before(s) + size + after(s));
     ASAN_POISON_MEMORY_REGION(s->start - before(s), before(s));
     ASAN_POISON_MEMORY_REGION(s->start + size, after(s));
-    __msan_poison(s->start, size);
 }
 
 static inline int is_filled(const uint8_t *from, size_t size) {

@@ -126,7 +126,9 @@ def append_attention(program: Program) -> tuple[int, Bounded]:
     for operation in attend(attention):
         operation.each.attention = ctypes.cast(address, ctypes.POINTER(Attention))
         program.operations.append(operation)
-    query, key = (_prepared(h, part, norm, cos, sin) for part, norm in zip((parts.query, parts.key), norms, strict=True))
+    query, key = (
+        _prepared(h, part, norm, cos, sin) for part, norm in zip((parts.query, parts.key), norms, strict=True)
+    )
     query = Bounded(query.value * scale, query.error * scale + 2 * EPS * np.abs(query.value * scale))
     new = [store(h.kind, each.map(lambda x: x.transpose(1, 0, 2))) for each in (key, _clipped(h, parts.value))]
     cached = []
@@ -239,7 +241,9 @@ def attended(h: Heads, query: Bounded, keys: Bounded, values: Bounded) -> Bounde
     q = q.reshape(h.kv_heads, h.tokens * h.groups, h.dim)
     flipped = np.swapaxes
     size, key_size = np.abs(q.value), flipped(np.abs(keys.value), 1, 2)
-    error = q.error @ key_size + (size + q.error) @ flipped(keys.error, 1, 2) + bounded.sum_error(h.dim) * (size @ key_size)
+    error = (
+        q.error @ key_size + (size + q.error) @ flipped(keys.error, 1, 2) + bounded.sum_error(h.dim) * (size @ key_size)
+    )
     scores = bounded.bound(q.value @ flipped(keys.value, 1, 2), error)
     if h.softcap:
         scores = bounded.activate(SOFTCAP, scores, h.softcap)

@@ -149,9 +149,7 @@ def _chosen_check(m: Mixture, logits: Array, best: Array, number: int) -> Any:
     return check
 
 
-def _mixed(
-    m: Mixture, inputs: Bounded, best: Array, share: Bounded, up: list[Weights], down: list[Weights]
-) -> Bounded:
+def _mixed(m: Mixture, inputs: Bounded, best: Array, share: Bounded, up: list[Weights], down: list[Weights]) -> Bounded:
     """Return the results of the chosen experts, (count, columns)."""
     value, error = np.zeros((m.count, m.columns)), np.zeros((m.count, m.columns))
     for expert in range(m.num):

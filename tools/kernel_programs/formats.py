@@ -18,7 +18,6 @@ from streamchat.kernels.operations import (
     FLOAT32,
     GROUP,
     SCALE_MIN,
-    SUPER_16,
     SUPER_32,
     SUPERBLOCK,
     TILE,

@@ -71,7 +71,9 @@ def rounded(x: Bounded) -> Array:
 def times(x: Bounded, weights: Weights, bias: Array | None = None) -> Bounded:
     """Return the product with a matrix."""
     if weights.is_quantized:  # sums of codes are multiplied with the scale of x first
-        x = Bounded(x.value, np.where(np.isfinite(x.value) & (np.abs(x.value) > bounded.LARGE / 2**13), np.inf, x.error))
+        x = Bounded(
+            x.value, np.where(np.isfinite(x.value) & (np.abs(x.value) > bounded.LARGE / 2**13), np.inf, x.error)
+        )
     found = bounded.dot(x, weights.value, weights.size, rounded(x) if weights.is_quantized else None)
     return found if bias is None else bounded.add(found, Bounded.of(np.broadcast_to(bias, found.value.shape)))
 
@@ -101,7 +103,10 @@ def append_product(program: Program, given: Row | None = None, attention: tuple[
         formats, rows = [formats[0], formats[-1]], [rows[0]] * 2
     made = [random_weights(draw, *each, number, columns) for each, number in zip(formats, rows, strict=True)]
     biases = [draw.numbers(number) if draw.chance(0.3) else None for number in rows]
-    function, softcap = draw.choose.choice(FUNCTIONS) if draw.chance(0.6) else NO_FUNCTION, draw.choose.choice((1.5, 30.0))
+    function, softcap = (
+        draw.choose.choice(FUNCTIONS) if draw.chance(0.6) else NO_FUNCTION,
+        draw.choose.choice((1.5, 30.0)),
+    )
     parts = [times(x, each, bias) for each, bias in zip(made, biases, strict=True)]
     results = [bounded.activate(function, part, softcap) for part in parts]
     if gated:

@@ -79,7 +79,7 @@ INLINE float exp_negative(float x) {
     sum = sum * rest + 1.6666665e-1f;
     sum = sum * rest + 0.5f;
     sum = sum * rest * rest + rest + 1.0f;
-    return x != x ? x : sum * float_of((uint32_t)(whole + 127) << 23);
+    return sum * float_of((uint32_t)(whole + 127) << 23) + (x != x ? x : 0.0f);
 }
 
 /* cap * tanh(x / cap): error below 1e-6 * cap. */
