@@ -100,7 +100,7 @@ class Subject:
         cache = StreamingCache(self.model.config, self.fit, cache_size=BUDGET, num_sink_tokens=of.sinks)
         name, found = cache_keyword(self.model), list[Tensor]()
         with StreamingHook(self.model, cache), torch.inference_mode():
-            for piece in ids.split(of.chunks(), dim=1):
+            for piece in torch.split(ids, of.chunks(), dim=1):
                 found.append(self.model(input_ids=piece, use_cache=True, **{name: cache}).logits[0])
         return found, list(cache.ledger)
 
@@ -109,7 +109,7 @@ class Subject:
 def expected(model: Any, of: Alignment, ids: Tensor) -> tuple[list[Tensor], list[int]]:
     """Return the reference's logits and cached tokens."""
     reference = Reference(model, BUDGET, of.sinks)
-    return [reference.feed(piece[0]) for piece in ids.split(of.chunks(), dim=1)], reference.kept
+    return [reference.feed(piece[0]) for piece in torch.split(ids, of.chunks(), dim=1)], reference.kept
 
 
 def faults(
@@ -141,10 +141,10 @@ def subjects_of(family: str, ways: Sequence[str]) -> list[Subject]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare all cases, or a sample; return 1 if one differs."""
     args = _parser().parse_args(argv)
-    chosen, families, ways = every_alignment(), args.families.split(","), WAYS
+    chosen, families, ways = every_alignment(), args.families.split(","), list(WAYS)
     if args.only:
         sinks, chunk, fill, family, way = args.only.split(",")
-        chosen, families, ways = [Alignment(int(sinks), int(chunk), int(fill))], [family], (way,)
+        chosen, families, ways = [Alignment(int(sinks), int(chunk), int(fill))], [family], [way]
     elif args.sample:
         chosen = random.Random(args.seed).sample(chosen, args.sample)
     started, compared, cases, found = time.monotonic(), 0, 0, list[Fault]()

@@ -59,8 +59,12 @@ def run_programs(
     with ThreadPoolExecutor(jobs) as pool:
         for start in range(0, len(numbers), BATCH):
             batch = Batch.write(seed, numbers[start : start + BATCH], folder)
-            ran = pool.map(lambda each, batch=batch: list(batch.run(*each, folder)), commands.items())  # type: ignore[misc]
-            yield len(batch.programs), [fault for faults in ran for fault in faults]
+            ran = [pool.submit(_run, batch, *each, folder) for each in commands.items()]
+            yield len(batch.programs), [fault for each in ran for fault in each.result()]
+
+
+def _run(batch: Batch, build: str, command: Sequence[str], folder: Path) -> list[Fault]:
+    return list(batch.run(build, command, folder))
 
 
 def _report(seed: int, numbers: Sequence[int], commands: dict[str, list[str]], folder: Path) -> int:

@@ -134,8 +134,8 @@ def routed(m: Mixture, logits: Array) -> tuple[Array, Bounded]:
 def _is_odd(m: Mixture, logits: Array) -> Array:
     """Return the tokens, (count, 1), whose experts are any: a logit is NaN or the largest is infinite."""
     used = logits[:, : m.num]
-    found: Array = (np.isnan(used) | np.isposinf(used)).any(1, keepdims=True) | np.isneginf(used).all(1, keepdims=True)
-    return found
+    is_odd: Array = np.isnan(used) | np.isposinf(used)
+    return np.asarray(is_odd.any(1, keepdims=True) | np.isneginf(used).all(1, keepdims=True))
 
 
 def _chosen_check(m: Mixture, logits: Array, best: Array, number: int) -> Any:

@@ -43,14 +43,16 @@ class Draw:
     def numbers(self, *shape: int, scale: float = 1.0) -> Array:
         """Return float32 numbers of a random flavor."""
         flavor = self.choose.choices(list(FLAVORS), list(FLAVORS.values()))[0] if self.wild else "plain"
-        found = scale * self.arrays.standard_normal(shape, dtype=np.float32)
+        found: Array = scale * self.arrays.standard_normal(shape, dtype=np.float32)
         if not found.size or flavor == "plain":
-            return np.float32(found)
-        return np.float32(_FLAVORED[flavor](self, found))
+            return found.astype(np.float32)
+        flavored: Array = _FLAVORED[flavor](self, found)
+        return flavored.astype(np.float32)
 
     def plain(self, *shape: int, scale: float = 1.0) -> Array:
         """Return normally distributed float32 numbers."""
-        return np.float32(scale * self.arrays.standard_normal(shape, dtype=np.float32))
+        found: Array = scale * self.arrays.standard_normal(shape, dtype=np.float32)
+        return found.astype(np.float32)
 
     def at_some(self, x: Array, values: Any) -> Array:
         """Replace up to three elements."""

@@ -12,7 +12,6 @@ import numpy as np
 
 from tools.kernel_programs.builds import environment
 from tools.kernel_programs.generate import random_program
-from tools.kernel_programs.memory import Memory
 from tools.kernel_programs.program import Program
 
 STATUS = ("", "there was no memory", "input region {} was changed", "a red zone of region {} was written to")
@@ -84,11 +83,7 @@ def _faults(program: Program, status: int, detail: int, data: bytes) -> Iterator
     if status:
         yield STATUS_SCRATCH if status == len(STATUS) else STATUS[status].format(detail)
     with np.errstate(all="ignore"):
-        yield from program.faults(_decoded(program.memory, data))
-
-
-def _decoded(memory: Memory, data: bytes) -> dict[int, np.ndarray]:  # type: ignore[type-arg]
-    return memory.decode(data)
+        yield from program.faults(program.memory.decode(data))
 
 
 def _shortened(text: str) -> str:
