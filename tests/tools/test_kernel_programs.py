@@ -13,7 +13,7 @@ from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32
 from tools.kernel_programs.__main__ import main
 from tools.kernel_programs.bounded import Bounded, difference
 from tools.kernel_programs.builds import BUILDS, GROUPS, chosen
-from tools.kernel_programs.formats import CACHE_FORMATS
+from tools.kernel_programs.caches import CACHES
 from tools.kernel_programs.generate import random_program
 from tools.kernel_programs.mutants import MUTANTS, mutate, notice
 from tools.kernel_programs.runner import Batch, Fault
@@ -53,8 +53,8 @@ def test_programs_have_every_format() -> None:
     told = " ".join(what for number in range(150) for what, _ in random_program(1, number).checks)
     for bits, kind in MATRICES:
         assert f"of {bits} bits, format {kind}" in told
-    assert set(CACHE_FORMATS) >= {BFLOAT16, FLOAT16, FLOAT32}
-    for kind in CACHE_FORMATS:
+    assert set(CACHES) >= {BFLOAT16, FLOAT16, FLOAT32}
+    for kind in CACHES:
         assert f"kind={kind}" in told
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamchat.kernels.operations import MAX_HEAD_DIM, SOFTCAP, Attention, Norm, attend
+from streamchat.kernels.operations import MAX_HEAD_DIM, SOFTCAP, Attention, attend
 from tools.kernel_programs import bounded
 from tools.kernel_programs.bounded import EPS, Bounded
-from tools.kernel_programs.formats import CACHE_FORMATS, decode, encode, store
+from tools.kernel_programs.caches import CACHES, Rows
 from tools.kernel_programs.products import RandomNorm
 from tools.kernel_programs.program import Program
 
@@ -69,7 +69,7 @@ def random_heads(program: Program) -> Heads:
         groups=draw.size(1, 3, 1, 16, 17, 33, 65, most=6) if dim < 100 else draw.size(1, 3),
         dim=dim,
         rotary=2 * draw.choose.choice((0, dim // 2, draw.choose.randint(0, dim // 2))),
-        kind=draw.choose.choice(list(CACHE_FORMATS)),
+        kind=draw.choose.choice([kind for kind, cache in CACHES.items() if dim % cache.unit == 0]),
         is_interleaved=draw.chance(0.3),
         window=draw.choose.choice((0, 0, 1, 5, 64, 200)),
         softcap=draw.choose.choice((0.0, 0.0, 2.0, 50.0)),
@@ -89,9 +89,8 @@ def append_attention(program: Program) -> tuple[int, Bounded]:
     norms = [_head_norm(program, h, heads) for heads in (h.kv_heads * h.groups, h.kv_heads)]
     cos, sin = draw.plain(h.tokens, h.rotary), draw.plain(h.tokens, h.rotary)
     slots, first = h.cached + h.tokens + draw.choose.choice((0, 2)), draw.choose.choice((0, 0, 3))
-    before = [encode(h.kind, draw.numbers(h.kv_heads, first + slots, h.dim)) for _ in range(2)]
-    keys, values = (memory.share(each) for each in before)
-    row_bytes = before[0].shape[-1] * before[0].itemsize
+    before = [CACHES[h.kind].encode(draw.numbers(h.kv_heads, first + slots, h.dim)) for _ in range(2)]
+    shared = [each.share(memory) for each in before]
     scale = float(np.float32(draw.choose.choice((0.7, 0.7, 3.0)) / math.sqrt(h.dim)))
     partial, _ = memory.receive(h.tokens * h.kv_heads * h.spans * h.groups * (h.dim + 2))
     memory.regions[-1].flags = 0  # not looked at
@@ -99,13 +98,13 @@ def append_attention(program: Program) -> tuple[int, Bounded]:
         *(at + 4 * offset for offset in parts.offsets),
         memory.give(cos),
         memory.give(sin),
-        *(address + first * row_bytes for address, _ in (keys, values)),
-        partial,
-        *(Norm() if each is None else each.place(program) for each in norms),
-        *strides,
+        **before[0].members("key", shared[0], first),
+        **before[1].members("value", shared[1], first),
+        partial=partial,
+        **{name: each.place(program) for name, each in zip(("query_norm", "key_norm"), norms, strict=True) if each},
+        **dict(zip(("query_stride", "key_stride", "value_stride"), strides, strict=True)),
         token_stride=row.shape[1] if h.tokens else 0,
         norm_stride=0 if h.norms == "shared" else h.dim,
-        head_stride_bytes=(first + slots) * row_bytes,
         cached=h.cached,
         tokens=h.tokens,
         rotary_dim=h.rotary,
@@ -130,13 +129,13 @@ def append_attention(program: Program) -> tuple[int, Bounded]:
         _prepared(h, part, norm, cos, sin) for part, norm in zip((parts.query, parts.key), norms, strict=True)
     )
     query = Bounded(query.value * scale, query.error * scale + 2 * EPS * np.abs(query.value * scale))
-    new = [store(h.kind, each.map(lambda x: x.transpose(1, 0, 2))) for each in (key, _clipped(h, parts.value))]
     cached = []
-    for what, old, fresh, (_, number) in zip(("keys", "values"), before, new, (keys, values), strict=True):
+    for what, old, new, to in zip(("keys", "values"), before, (key, _clipped(h, parts.value)), shared, strict=True):
+        fresh = CACHES[h.kind].store(new.map(lambda x: x.transpose(1, 0, 2)))
         expected = _with_new(h, old, fresh, first)
-        program.require(f"cached {what} of {h}", _cache_check(h, old, expected, number, first))
+        program.require(f"cached {what} of {h}", _cache_check(h, old, expected, to, first))
         cached.append(expected[:, first : first + h.cached + h.tokens])
-    return address, attended(h, query, *cached)
+    return address, attended(h, CACHES[h.kind].queried(query), *cached)
 
 
 @dataclass(frozen=True)
@@ -215,21 +214,22 @@ def _signs(h: Heads) -> Array:
     return np.tile(each, h.rotary // 2) if h.is_interleaved else np.repeat(each, h.rotary // 2)
 
 
-def _with_new(h: Heads, old: Array, fresh: Bounded, first: int) -> Bounded:
+def _with_new(h: Heads, old: Rows, fresh: Bounded, first: int) -> Bounded:
     """Return the whole cache, (kv_heads, slots, dim), with new rows after the cached ones."""
-    found = Bounded.of(decode(h.kind, old))
+    found = Bounded.of(CACHES[h.kind].decode(old))
     at = slice(first + h.cached, first + h.cached + h.tokens)
     found.value[:, at], found.error[:, at] = fresh.value, fresh.error
     return found
 
 
-def _cache_check(h: Heads, old: Array, expected: Bounded, number: int, first: int) -> Any:
+def _cache_check(h: Heads, old: Rows, expected: Bounded, to: list[tuple[int, int]], first: int) -> Any:
     def check(found: dict[int, Array]) -> str:
-        cache, start = found[number], first + h.cached
-        for part in (np.s_[:, :start], np.s_[:, start + h.tokens :]):
-            if cache[part].tobytes() != old[part].tobytes():
-                return "wrote to other slots"
-        return bounded.difference(decode(h.kind, cache), expected)
+        start, arrays = first + h.cached, [found[number] for _, number in to]
+        for now, before in zip(arrays, old.arrays, strict=True):
+            for part in (np.s_[:, :start], np.s_[:, start + h.tokens :]):
+                if now[part].tobytes() != before[part].tobytes():
+                    return "wrote to other slots"
+        return bounded.difference(CACHES[h.kind].decode(Rows(arrays)), expected)
 
     return check
 
@@ -259,6 +259,7 @@ def attended(h: Heads, query: Bounded, keys: Bounded, values: Bounded) -> Bounde
     relative = np.expm1(np.minimum(doubt + doubt.max(-1, keepdims=True, initial=0.0), 600)) + 2e-5 + 4 * EPS * depth
     is_any = risky | np.isneginf(top) | (relative.max(-1, keepdims=True, initial=0.0) > MOST_DOUBT)
     shares, relative = (np.where(is_any, 0.0, each) for each in (shares, relative))
+    relative = relative + CACHES[h.kind].share_error
     found = _weighted(h, shares, relative, seen & ~is_any, values)
     parts = Bounded(found.value, np.where(is_any, np.inf, found.error)).reshape(h.kv_heads, h.tokens, h.groups, h.dim)
     return parts.map(lambda x: x.transpose(1, 0, 2, 3)).reshape(h.tokens, h.kv_heads * h.groups * h.dim)

@@ -1,4 +1,4 @@
-"""Random matrices and cached rows in every format of the kernels, and the numbers that they mean.
+"""Random matrices in every format of the kernels, and the numbers that they mean.
 
 Independent of the code that quantizes: it follows the comments in `source/tiles.h` and `source/operations.h`.
 """
@@ -131,29 +131,27 @@ def _from_bfloat16(x: Array) -> Array:
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """A format of cached keys and values, by row of a head."""
+    """A format of numbers of 16 or 32 bits."""
 
     encode: Callable[[Array], Array]
-    """(..., dim) float32 -> (..., elements of a row)"""
     decode: Callable[[Array], Array]
 
 
-CACHE_FORMATS = {
+NUMBERS = {
     BFLOAT16: NumberFormat(_to_bfloat16, _from_bfloat16),
     FLOAT16: NumberFormat(lambda x: x.astype(np.float16), lambda x: x),
     FLOAT32: NumberFormat(lambda x: x.astype(np.float32), lambda x: x),
 }
-"""A new format of the cache joins here, with how it stores a row."""
 
 
 def encode(kind: int, x: Array) -> Array:
     """Return numbers as stored."""
-    return CACHE_FORMATS[kind].encode(x)
+    return NUMBERS[kind].encode(x)
 
 
 def decode(kind: int, data: Array) -> Array:
     """Return what is stored, in float64."""
-    return CACHE_FORMATS[kind].decode(data).astype(np.float64)
+    return NUMBERS[kind].decode(data).astype(np.float64)
 
 
 def store(kind: int, x: Bounded) -> Bounded:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from streamchat.kernels.check_matrices import MATRICES
-from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32
 from tools.kernel_programs.attentions import append_attention
 from tools.kernel_programs.bounded import EPS, Bounded, difference
 from tools.kernel_programs.experts import append_experts
-from tools.kernel_programs.formats import column_unit, decode, encode, random_weights, store
+from tools.kernel_programs.formats import NUMBERS, column_unit, decode, encode, random_weights, store
 from tools.kernel_programs.memory import Memory
 from tools.kernel_programs.numbers import Draw
 from tools.kernel_programs.products import append_product
@@ -48,7 +47,7 @@ def _append_rows(program: Program) -> None:
     draw, memory = program.draw, program.memory
     bits, kind = draw.choose.choice([each for each in MATRICES if each[0] < 16])
     rows, columns = draw.size(1, 16, 17, most=70), column_unit(bits, kind) * draw.size(1, 2, most=3)
-    weights, number = random_weights(draw, bits, kind, rows, columns), draw.choose.choice(NUMBERS)
+    weights, number = random_weights(draw, bits, kind, rows, columns), draw.choose.choice(list(NUMBERS))
     count = 0 if draw.chance(0.05) else draw.size(1, 2, most=6)
     first, ids = 0, None
     if draw.chance(0.5):
@@ -63,7 +62,3 @@ def _append_rows(program: Program) -> None:
     expected = store(number, Bounded(value, np.where(np.isfinite(size), 3 * EPS * size, 0.0)))
     what = f"{count} rows of {rows}x{columns} of {bits} bits, format {kind}, as {number}"
     program.require(what, lambda found: difference(decode(number, found[region]), expected))
-
-
-NUMBERS = (BFLOAT16, FLOAT16, FLOAT32)
-"""What rows are written as."""
