@@ -259,7 +259,6 @@ def attended(h: Heads, query: Bounded, keys: Bounded, values: Bounded) -> Bounde
     relative = np.expm1(np.minimum(doubt + doubt.max(-1, keepdims=True, initial=0.0), 600)) + 2e-5 + 4 * EPS * depth
     is_any = risky | np.isneginf(top) | (relative.max(-1, keepdims=True, initial=0.0) > MOST_DOUBT)
     shares, relative = (np.where(is_any, 0.0, each) for each in (shares, relative))
-    relative = relative + CACHES[h.kind].share_error
     found = _weighted(h, shares, relative, seen & ~is_any, values)
     parts = Bounded(found.value, np.where(is_any, np.inf, found.error)).reshape(h.kv_heads, h.tokens, h.groups, h.dim)
     return parts.map(lambda x: x.transpose(1, 0, 2, 3)).reshape(h.tokens, h.kv_heads * h.groups * h.dim)
@@ -273,6 +272,8 @@ def _weighted(h: Heads, shares: Array, relative: Array, seen: Array, values: Bou
     doubtful = shares * relative
     error = doubtful @ size + np.abs(value) * doubtful.sum(-1, keepdims=True) + (shares * (1 + relative)) @ values.error
     error = error + bounded.sum_error(shares.shape[-1]) * (shares @ size) + FLOOR * size.sum(1, keepdims=True)
+    largest = shares.max(-1, keepdims=True, initial=0.0)
+    error = error + CACHES[h.kind].share_error * largest * size.sum(1, keepdims=True)
     odd = is_odd.astype(float)
     shown = np.broadcast_to(seen, shares.shape).astype(float) @ odd > 0
     value = np.where(shown, np.nan, value)  # also if its share vanishes

@@ -47,7 +47,7 @@ class Cache(Protocol):
     unit: int
     """What the width of a head must be a multiple of."""
     share_error: float
-    """Relative error of the shares of the softmax when they are multiplied with values."""
+    """Error of the shares of the softmax when they are multiplied with values, as a share of the largest."""
 
     def encode(self, x: Array) -> Rows:
         """(heads, slots, dim) float32 -> as stored"""
@@ -90,7 +90,7 @@ class Coded:
     limit: int
     """Largest code."""
     unit: int
-    share_error: float = 1e-4
+    share_error: float = 1 / 32767
     """Shares are rounded to 16-bit integers."""
 
     def encode(self, x: Array) -> Rows:
