@@ -44,10 +44,13 @@ class Rows:
 class Cache(Protocol):
     """A format of cached keys and values."""
 
-    unit: int
-    """What the width of a head must be a multiple of."""
-    share_error: float
-    """Error of the shares of the softmax when they are multiplied with values, as a share of the largest."""
+    @property
+    def unit(self) -> int:
+        """What the width of a head must be a multiple of."""
+
+    @property
+    def share_error(self) -> float:
+        """Error of the shares of the softmax when they are multiplied with values, as a share of the largest."""
 
     def encode(self, x: Array) -> Rows:
         """(heads, slots, dim) float32 -> as stored"""
