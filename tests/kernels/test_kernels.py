@@ -26,12 +26,14 @@ from streamchat.kernels.operations import (
     SILU,
     SOFTCAP,
     Attention,
+    Experts,
     Matrix,
     Norm,
     Operation,
     attend,
     product,
     program,
+    route,
 )
 from streamchat.quantization.codes import int4_codes, int8_codes
 from streamchat.quantization.weights import Kind, quantize
@@ -227,6 +229,73 @@ def test_values_that_are_not_numbers_pass_through_every_function() -> None:
         out = torch.zeros(1, 16)
         run(multiply(x, identity, out=out, function=function, softcap=5.0))
         assert out.isnan().all()
+
+
+@needs_kernels
+def test_infinite_and_very_large_numbers_have_the_limits_of_the_functions() -> None:
+    large = [1e15, 1e20, 1e38]
+    x = torch.tensor([[*large, *(-each for each in large), *[0.5] * 10]])
+    gate = torch.eye(16)
+    for function, expected in (
+        (SILU, torch.nn.functional.silu(x)),
+        (GELU, torch.nn.functional.gelu(x)),
+        (GELU_TANH, torch.nn.functional.gelu(x, approximate="tanh")),
+        (SOFTCAP, 5 * (x / 5).tanh()),
+    ):
+        out = torch.zeros(1, 16)
+        run(multiply(x, gate, out=out, function=function, softcap=5.0))
+        torch.testing.assert_close(out, expected, rtol=2e-6, atol=2e-6)
+    out, infinite = torch.zeros(1, 2), torch.tensor([[float("inf")]])
+    run(multiply(infinite, torch.tensor([[1.0], [-1.0]]), out=out, function=SOFTCAP, softcap=5.0))
+    assert out.tolist() == [[5.0, -5.0]]
+
+
+@needs_kernels
+def test_an_expert_with_a_logit_of_minus_infinity_has_no_share() -> None:
+    logits, x, weights = torch.tensor([[1.0, float("-inf"), 2.0]]), noise(1, 16), torch.zeros(3, 2 * 16, 16)
+    shares, chosen = torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.int32)
+    matrix = Matrix(weights.data_ptr(), None, 16, 32)
+    rows = [torch.zeros(2, 16) for _ in range(3)]
+    experts = Experts(
+        *[matrix] * 3,
+        Norm(),
+        *(each.data_ptr() for each in (x, logits, rows[0], *rows)),
+        *(each.data_ptr() for each in (shares, noise(1), chosen)),
+        columns=16,
+        logits_stride=3,
+        num_experts=3,
+        top_k=2,
+        count=1,
+        function=SILU,
+    )
+    run(route(experts))
+    assert chosen.tolist() == [[2, 0]]
+    torch.testing.assert_close(shares, logits.softmax(-1)[:, [2, 0]])
+
+
+@needs_kernels
+def test_a_sum_is_written_for_an_input_that_is_used_as_it_is() -> None:
+    x, identity = noise(3, 24), torch.eye(24)
+    out, total = torch.empty(3, 24), torch.full((3, 24), float("nan"))
+    run(multiply(x, identity, out=out, sum=total.data_ptr()))
+    assert torch.equal(out, x)
+    assert torch.equal(total, x)
+
+
+@needs_kernels
+def test_operations_of_no_tokens_are_skipped() -> None:
+    """In a process that may hang."""
+    code = "import tests.kernels.test_kernels as t; t.run_empty_operations()"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+def run_empty_operations() -> None:
+    x, identity, out = noise(1, 64), torch.eye(64), torch.zeros(1, 64)
+    nothing = multiply(x[:0], identity, out=out)
+    for threads in (1, 3):
+        run(nothing, threads=threads)
+        run(nothing, multiply(x, identity, out=out), nothing, nothing, threads=threads)
+        assert torch.equal(out, x)
 
 
 @needs_kernels
