@@ -245,8 +245,8 @@ def test_infinite_and_very_large_numbers_have_the_limits_of_the_functions() -> N
         out = torch.zeros(1, 16)
         run(multiply(x, gate, out=out, function=function, softcap=5.0))
         torch.testing.assert_close(out, expected, rtol=2e-6, atol=2e-6)
-    out, infinite = torch.zeros(1, 2), torch.tensor([[float("inf")]])
-    run(multiply(infinite, torch.tensor([[1.0], [-1.0]]), out=out, function=SOFTCAP, softcap=5.0))
+    out, infinite, signs = torch.zeros(1, 2), torch.tensor([[float("inf")]]), torch.tensor([[1.0], [-1.0]])
+    run(multiply(infinite, signs, out=out, function=SOFTCAP, softcap=5.0))
     assert out.tolist() == [[5.0, -5.0]]
 
 
@@ -255,12 +255,12 @@ def test_an_expert_with_a_logit_of_minus_infinity_has_no_share() -> None:
     logits, x, weights = torch.tensor([[1.0, float("-inf"), 2.0]]), noise(1, 16), torch.zeros(3, 2 * 16, 16)
     shares, chosen = torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.int32)
     matrix = Matrix(weights.data_ptr(), None, 16, 32)
-    rows = [torch.zeros(2, 16) for _ in range(3)]
+    rows, factors = [torch.zeros(2, 16) for _ in range(3)], torch.zeros(1)
     experts = Experts(
         *[matrix] * 3,
         Norm(),
         *(each.data_ptr() for each in (x, logits, rows[0], *rows)),
-        *(each.data_ptr() for each in (shares, noise(1), chosen)),
+        *(each.data_ptr() for each in (shares, factors, chosen)),
         columns=16,
         logits_stride=3,
         num_experts=3,
