@@ -46,3 +46,12 @@ def test_a_cache_that_evicts_other_tokens_is_noticed(
     )
     assert main(["--only", f"4,7,{BUDGET},{FAMILIES[0]},sdpa"]) == 1
     assert "cached tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["--only", "9,1,48,llama,sdpa"], ["--only", "x"], ["--sample", "0"], ["--families", "gpt9"]]
+)
+def test_what_cannot_be_compared_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "nothing to compare; there are sinks 0 to 8" in capsys.readouterr().err

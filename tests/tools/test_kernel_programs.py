@@ -97,3 +97,10 @@ def test_groups_name_builds(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(GROUPS["plain"]) == 11
     assert main(["--builds", "no-such"]) == 2
     assert "no-such" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--programs", "0"], ["--programs", "x"], ["--only", "-1"], ["--seed", "-1"]])
+def test_numbers_that_make_no_sense_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert f"argument {words[0]}: invalid" in capsys.readouterr().err

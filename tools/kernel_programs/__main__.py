@@ -17,13 +17,15 @@ from tools.kernel_programs.runner import Batch, Fault
 
 BATCH = 400
 MOST_SHOWN = 20
+MUTANT_BUILDS = "quick,gcc-x86-64-undefined,gcc-x86-64-thread"
+"""Tried one after the other for each mutant."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run random programs; return 1 if a build does anything wrong."""
     args = _parser().parse_args(argv)
     try:
-        builds = chosen(args.builds.split(","))
+        builds = chosen((args.builds or (MUTANT_BUILDS if args.mutants else "all")).split(","))
     except KeyError as error:
         names = ", ".join([*GROUPS, *BUILDS])
         print(f"kernel_programs: there is no build {error}; choose from {names}", file=sys.stderr)
@@ -85,17 +87,34 @@ def _report(seed: int, numbers: Sequence[int], commands: dict[str, list[str]], f
     return 1 if faults else 0
 
 
+def _number(text: str) -> int:
+    """Return a number from 0 on."""
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _count(text: str) -> int:
+    """Return a number from 1 on."""
+    if not (count := _number(text)):
+        raise ValueError
+    return count
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.kernel_programs",
         description=package.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--programs", type=int, default=1000, help="number of programs (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the random numbers (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first program (default: %(default)s)")
-    parser.add_argument("--only", type=int, help="run only this program")
-    parser.add_argument("--builds", default="all", help="builds, or groups of them, with commas (default: all)")
+    parser.add_argument("--programs", type=_count, default=1000, help="number of programs (default: %(default)s)")
+    parser.add_argument("--seed", type=_number, default=1, help="of the random numbers (default: %(default)s)")
+    parser.add_argument("--first", type=_number, default=0, help="number of the first program (default: %(default)s)")
+    parser.add_argument("--only", type=_number, help="run only this program")
+    parser.add_argument(
+        "--builds", help=f"with commas; all, or {', '.join(list(GROUPS)[1:])}, or their names (default: all)"
+    )
     parser.add_argument("--mutants", action="store_true", help="break the kernels on purpose, and see what is noticed")
     return parser
 
