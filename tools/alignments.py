@@ -144,13 +144,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     chosen, families, ways = every_alignment(), args.families.split(","), list(WAYS)
     if args.only:
-        sizes, (family, way) = args.only.split(",")[:3], (args.only.split(",")[3:] + ["", ""])[:2]
-        chosen, families, ways = [each for each in chosen if list(map(str, astuple(each))) == sizes], [family], [way]
+        *sizes, family, way = ["", "", *args.only.split(",")]
+        chosen = [each for each in chosen if ["", "", *map(str, astuple(each))] == sizes]
+        families, ways = [family], [way]
     elif args.sample is not None:
         chosen = random.Random(args.seed).sample(chosen, min(max(args.sample, 0), len(chosen)))
     if not chosen or not set(families) <= set(FAMILIES) or not set(ways) <= set(WAYS):
-        sizes = [f"sinks 0 to {SINKS[-1]}, chunk 1 to {CHUNKS[-1]}, fill {FILLS[0]} to {FILLS[-1]}"]
-        parser.error(f"nothing to compare; there are {', '.join([*sizes, *FAMILIES, *WAYS])}")
+        there = [f"sinks 0 to {SINKS[-1]}, chunk 1 to {CHUNKS[-1]}, fill {FILLS[0]} to {FILLS[-1]}"]
+        parser.error(f"nothing to compare; there are {', '.join([*there, *FAMILIES, *WAYS])}")
     started, compared, cases, found = time.monotonic(), 0, 0, list[Fault]()
     for family in families:
         subjects = subjects_of(family, ways)
