@@ -144,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     chosen, families, ways = every_alignment(), args.families.split(","), list(WAYS)
     if args.only:
-        *sizes, family, way = ["", "", *args.only.split(",")]
+        words = ["", "", *args.only.split(",")]
+        sizes, family, way = words[:-2], *words[-2:]
         chosen = [each for each in chosen if ["", "", *map(str, astuple(each))] == sizes]
         families, ways = [family], [way]
     elif args.sample is not None:
