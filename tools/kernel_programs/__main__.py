@@ -16,7 +16,8 @@ from tools.kernel_programs.builds import BUILDS, GROUPS, Build, chosen
 from tools.kernel_programs.runner import Batch, Fault
 
 BATCH = 400
-MOST_SHOWN = 20
+MOST_SHOWN = 10
+"""Of a build."""
 MUTANT_BUILDS = "quick,gcc-x86-64-undefined,gcc-x86-64-thread"
 """Tried one after the other for each mutant."""
 
@@ -70,13 +71,12 @@ def _run(batch: Batch, build: str, command: Sequence[str], folder: Path) -> list
 
 
 def _report(seed: int, numbers: Sequence[int], commands: dict[str, list[str]], folder: Path) -> int:
-    started, done, shown, faults = time.monotonic(), 0, 0, Counter[str]()
+    started, done, faults = time.monotonic(), 0, Counter[str]()
     for count, found in run_programs(seed, numbers, commands, folder):
         done += count
         for fault in found:
             faults[fault.build] += 1
-            shown += 1
-            if shown <= MOST_SHOWN:
+            if faults[fault.build] <= MOST_SHOWN:
                 print(f"{fault.build}, program {fault.number} (--seed {seed} --only {fault.number}): {fault.what}")
         if sys.stderr.isatty() or done % 20_000 < count or done == len(numbers):
             print(f"{done:,} programs, {sum(faults.values())} faults, {time.monotonic() - started:,.0f} s", flush=True)

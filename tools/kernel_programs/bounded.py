@@ -101,7 +101,7 @@ def normalize(x: Bounded, weight: Array, bias: Array | None, eps: float, is_laye
         mean = x.value.mean(-1, keepdims=True)
         mean_error = x.error.mean(-1, keepdims=True) + share * size
     centered = x.value - mean
-    error = x.error + mean_error + EPS * (np.abs(x.value) + np.abs(mean))
+    error = x.error + mean_error + EPS * (np.abs(x.value) + np.abs(mean)) + 2.0**-147
     squares = (centered**2).sum(-1, keepdims=True) / width
     doubt = (2 * np.abs(centered) * error + error**2).sum(-1, keepdims=True) / width + share * squares
     variance = squares + np.float32(eps)
