@@ -103,10 +103,10 @@ MUTANTS = (
         "for (int part = spans > 1; part < spans; part++) {\n            long at",
     ),
     Mutant(
-        "a new key is stored one slot late",
+        "every head stores the first key",
         "attention.c",
-        "(a->cached + token) * a->head_dim",
-        "(a->cached + token + 1) * a->head_dim",
+        "source = h / (a->repeats + 1)",
+        "source = 0",
     ),
     Mutant(
         "an empty phase never ends",
