@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import re
 import shutil
 import subprocess
@@ -250,10 +251,11 @@ def test_infinite_and_very_large_numbers_have_the_limits_of_the_functions() -> N
     assert out.tolist() == [[5.0, -5.0]]
 
 
-@needs_kernels
-def test_an_expert_with_a_logit_of_minus_infinity_has_no_share() -> None:
-    logits, x, weights = torch.tensor([[1.0, float("-inf"), 2.0]]), noise(1, 16), torch.zeros(3, 2 * 16, 16)
-    shares, chosen = torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.int32)
+def routed(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The experts of one token, and their shares."""
+    count = logits.shape[1]
+    x, weights = noise(1, 16), torch.zeros(count, 2 * 16, 16)
+    shares, chosen = torch.zeros(1, top_k), torch.zeros(1, top_k, dtype=torch.int32)
     matrix = Matrix(weights.data_ptr(), None, 16, 32)
     rows, factors = [torch.zeros(2, 16) for _ in range(3)], torch.zeros(1)
     experts = Experts(
@@ -262,15 +264,31 @@ def test_an_expert_with_a_logit_of_minus_infinity_has_no_share() -> None:
         *(each.data_ptr() for each in (x, logits, rows[0], *rows)),
         *(each.data_ptr() for each in (shares, factors, chosen)),
         columns=16,
-        logits_stride=3,
-        num_experts=3,
-        top_k=2,
+        logits_stride=count,
+        num_experts=count,
+        top_k=top_k,
         count=1,
         function=SILU,
     )
     run(route(experts))
+    return chosen, shares
+
+
+@needs_kernels
+def test_an_expert_with_a_logit_of_minus_infinity_has_no_share() -> None:
+    logits = torch.tensor([[1.0, float("-inf"), 2.0]])
+    chosen, shares = routed(logits, 2)
     assert chosen.tolist() == [[2, 0]]
     torch.testing.assert_close(shares, logits.softmax(-1)[:, [2, 0]])
+
+
+@needs_kernels
+def test_no_expert_is_chosen_twice_if_logits_are_not_numbers() -> None:
+    """The vectors of a token would be read twice, where there is only one."""
+    for values in itertools.product((float("nan"), 1.0, 9.0, 0.0), repeat=5):
+        chosen, _ = routed(torch.tensor([values]), 4)
+        assert len(set(chosen[0].tolist())) == 4
+        assert set(chosen[0].tolist()) <= set(range(5))
 
 
 @needs_kernels

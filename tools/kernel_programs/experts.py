@@ -143,6 +143,8 @@ def _chosen_check(m: Mixture, logits: Array, best: Array, number: int) -> Any:
         chosen = found[number]
         if ((chosen < 0) | (chosen >= m.num)).any():
             return f"no such expert: {chosen.tolist()}"
+        if (np.diff(np.sort(chosen, 1), axis=1) == 0).any():
+            return f"an expert twice: {chosen.tolist()}"
         wrong = ((chosen != best) & ~np.isnan(logits[:, : m.num]).any(1, keepdims=True)).any(1)
         return f"{chosen[wrong][0].tolist()} instead of {best[wrong][0].tolist()}" if wrong.any() else ""
 
