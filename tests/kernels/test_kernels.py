@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import re
 import shutil
 import subprocess
@@ -26,12 +27,14 @@ from streamchat.kernels.operations import (
     SILU,
     SOFTCAP,
     Attention,
+    Experts,
     Matrix,
     Norm,
     Operation,
     attend,
     product,
     program,
+    route,
 )
 from streamchat.quantization.codes import int4_codes, int8_codes
 from streamchat.quantization.weights import Kind, quantize
@@ -227,6 +230,90 @@ def test_values_that_are_not_numbers_pass_through_every_function() -> None:
         out = torch.zeros(1, 16)
         run(multiply(x, identity, out=out, function=function, softcap=5.0))
         assert out.isnan().all()
+
+
+@needs_kernels
+def test_infinite_and_very_large_numbers_have_the_limits_of_the_functions() -> None:
+    large = [1e15, 1e20, 1e38]
+    x = torch.tensor([[*large, *(-each for each in large), *[0.5] * 10]])
+    gate = torch.eye(16)
+    for function, expected in (
+        (SILU, torch.nn.functional.silu(x)),
+        (GELU, torch.nn.functional.gelu(x)),
+        (GELU_TANH, torch.nn.functional.gelu(x, approximate="tanh")),
+        (SOFTCAP, 5 * (x / 5).tanh()),
+    ):
+        out = torch.zeros(1, 16)
+        run(multiply(x, gate, out=out, function=function, softcap=5.0))
+        torch.testing.assert_close(out, expected, rtol=2e-6, atol=2e-6)
+    out, infinite, signs = torch.zeros(1, 2), torch.tensor([[float("inf")]]), torch.tensor([[1.0], [-1.0]])
+    run(multiply(infinite, signs, out=out, function=SOFTCAP, softcap=5.0))
+    assert out.tolist() == [[5.0, -5.0]]
+
+
+def routed(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The experts of one token, and their shares."""
+    count = logits.shape[1]
+    x, weights = noise(1, 16), torch.zeros(count, 2 * 16, 16)
+    shares, chosen = torch.zeros(1, top_k), torch.zeros(1, top_k, dtype=torch.int32)
+    matrix = Matrix(weights.data_ptr(), None, 16, 32)
+    rows, factors = [torch.zeros(2, 16) for _ in range(3)], torch.zeros(1)
+    experts = Experts(
+        *[matrix] * 3,
+        Norm(),
+        *(each.data_ptr() for each in (x, logits, rows[0], *rows)),
+        *(each.data_ptr() for each in (shares, factors, chosen)),
+        columns=16,
+        logits_stride=count,
+        num_experts=count,
+        top_k=top_k,
+        count=1,
+        function=SILU,
+    )
+    run(route(experts))
+    return chosen, shares
+
+
+@needs_kernels
+def test_an_expert_with_a_logit_of_minus_infinity_has_no_share() -> None:
+    logits = torch.tensor([[1.0, float("-inf"), 2.0]])
+    chosen, shares = routed(logits, 2)
+    assert chosen.tolist() == [[2, 0]]
+    torch.testing.assert_close(shares, logits.softmax(-1)[:, [2, 0]])
+
+
+@needs_kernels
+def test_no_expert_is_chosen_twice_if_logits_are_not_numbers() -> None:
+    """The vectors of a token would be read twice, where there is only one."""
+    for values in itertools.product((float("nan"), 1.0, 9.0, 0.0), repeat=5):
+        chosen, _ = routed(torch.tensor([values]), 4)
+        assert len(set(chosen[0].tolist())) == 4
+        assert set(chosen[0].tolist()) <= set(range(5))
+
+
+@needs_kernels
+def test_a_sum_is_written_for_an_input_that_is_used_as_it_is() -> None:
+    x, identity = noise(3, 24), torch.eye(24)
+    out, total = torch.empty(3, 24), torch.full((3, 24), float("nan"))
+    run(multiply(x, identity, out=out, sum=total.data_ptr()))
+    assert torch.equal(out, x)
+    assert torch.equal(total, x)
+
+
+@needs_kernels
+def test_operations_of_no_tokens_are_skipped() -> None:
+    """In a process that may hang."""
+    code = "import tests.kernels.test_kernels as t; t.run_empty_operations()"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+def run_empty_operations() -> None:
+    x, identity, out = noise(1, 64), torch.eye(64), torch.zeros(1, 64)
+    nothing = multiply(x[:0], identity, out=out)
+    for threads in (1, 3):
+        run(nothing, threads=threads)
+        run(nothing, multiply(x, identity, out=out), nothing, nothing, threads=threads)
+        assert torch.equal(out, x)
 
 
 @needs_kernels

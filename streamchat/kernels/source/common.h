@@ -66,10 +66,10 @@ INLINE float16 to_float16(float x) {
 
 /* exp(x) for x <= 0: relative error below 1e-6, about 0 for large negative x. Free of branches, so that compilers
  * vectorize it: the clamp at 2^-126 is a minimum of the bit patterns, which for negative floats grow with the
- * magnitude. NaN stays NaN. */
+ * magnitude, NaN and -inf above all others. NaN stays NaN. */
 INLINE float exp_negative(float x) {
     const uint32_t least = 0xc2fc0000u; /* -126 */
-    uint32_t bits = bits_of(x * 1.44269504f);
+    uint32_t bits = bits_of(x * 1.44269504f) | 0x80000000u; /* no NaN is converted to an integer */
     float turns = float_of(bits < least ? bits : least);
     int32_t whole = (int32_t)(turns - 0.5f); /* truncates, which rounds a negative number to the nearest here */
     float rest = (turns - (float)whole) * 0.69314718f;
@@ -79,7 +79,7 @@ INLINE float exp_negative(float x) {
     sum = sum * rest + 1.6666665e-1f;
     sum = sum * rest + 0.5f;
     sum = sum * rest * rest + rest + 1.0f;
-    return sum * float_of((uint32_t)(whole + 127) << 23) + x * 0.0f;
+    return sum * float_of((uint32_t)(whole + 127) << 23) + (x != x ? x : 0.0f);
 }
 
 /* cap * tanh(x / cap): error below 1e-6 * cap. */

@@ -4,7 +4,19 @@
 
 static long least(long a, long b) { return a < b ? a : b; }
 
-/* Chooses the experts with the largest logits, and among equal ones the first. They are valid for NaN too. */
+/* Chooses experts that are not chosen yet, from choice `c` on. */
+static void choose_any(const Experts *e, int c, int32_t *chosen) {
+    for (int i = 0; c < e->top_k; i++) {
+        int is_left = 1;
+        for (int k = 0; k < c; k++)
+            is_left &= chosen[k] != i;
+        if (is_left)
+            chosen[c++] = i;
+    }
+}
+
+/* Chooses the experts with the largest logits, and among equal ones the first. They are valid and all different for NaN
+ * too. */
 static void choose(const Experts *e, const float *logits, int32_t *chosen) {
     for (int c = 0; c < e->top_k; c++) {
         int best = -1, last = c ? chosen[c - 1] : -1;
@@ -13,7 +25,11 @@ static void choose(const Experts *e, const float *logits, int32_t *chosen) {
             if (is_left && (best < 0 || logits[i] > logits[best]))
                 best = i;
         }
-        chosen[c] = best < 0 ? c : best;
+        if (best < 0) {
+            choose_any(e, c, chosen);
+            return;
+        }
+        chosen[c] = best;
     }
 }
 

@@ -46,7 +46,7 @@ static Vectors vectors(const Product *p, int block, int threads, uint64_t tag, M
     int first = block_start(p, block, threads), count = block_start(p, block + 1, threads) - first;
     long columns = p->columns;
     float *sums = member->memory, *floats = sums + count * columns, *panels = floats + count * columns;
-    int is_plain = !p->attention && !p->added && !p->more && !p->norm.weight;
+    int is_plain = !p->attention && !p->added && !p->more && !p->norm.weight && !p->sum;
     int is_fresh = member->tag != tag || member->block != block + 1;
     Vectors found = {.floats = is_plain ? p->x + first * columns : floats, .first = first, .count = count};
     found.panels = (const int32_t *)panels;
@@ -129,7 +129,9 @@ static int ranges(const Product *p, int threads) {
     return (int)(all_tiles(p) < most ? all_tiles(p) : most);
 }
 
-int product_tasks(const Product *p, int threads) { return blocks(p, threads) * ranges(p, threads); }
+int product_tasks(const Product *p, int threads) {
+    return p->count > 0 ? blocks(p, threads) * ranges(p, threads) : 0;
+}
 
 static void write_sums(const Product *p, const Vectors *x, const Member *member) {
     memcpy(p->sum + x->first * p->columns, member->memory, sizeof(float) * (size_t)(x->count * p->columns));

@@ -40,6 +40,12 @@ INLINE int32_t round_group(const float *from, float inverse, int16_t *codes) {
     return sum;
 }
 
+/* Stands for vanishing numbers, and for inf and NaN, which are not converted to integers. */
+INLINE int32_t no_codes(int16_t *codes) {
+    memset(codes, 0, sizeof *codes * GROUP);
+    return 0;
+}
+
 /* Rounds `count` vectors of `columns` elements to a panel. */
 INLINE void round_panel(const float *from, int count, long columns, int32_t *panel) {
     for (long g = 0; g < columns / GROUP; g++, panel += PANEL_WORDS * count)
@@ -47,8 +53,8 @@ INLINE void round_panel(const float *from, int count, long columns, int32_t *pan
             const float *group = from + n * columns + g * GROUP;
             int16_t codes[GROUP];
             int32_t words[WORDS];
-            float most = float_of(largest_bits(group)), scale = most / 32767.0f;
-            float sum = scale * (float)round_group(group, inverse_of(most, 32767.0f), codes);
+            float most = float_of(largest_bits(group)), scale = most / 32767.0f, inverse = inverse_of(most, 32767.0f);
+            float sum = scale * (float)(inverse > 0.0f ? round_group(group, inverse, codes) : no_codes(codes));
             memcpy(words, codes, sizeof words);
             for (int i = 0; i < WORDS; i++)
                 panel[i * count + n] = words[i];

@@ -102,8 +102,10 @@ static void wait_while(uint64_t seen, int index) {
 }
 
 static void open_phase(uint64_t number) {
-    long phase = (long)(number - team.first);
-    int tasks = phase < team.program->phases ? team.program->tasks(team.program->data, phase, team.threads) : 0;
+    int tasks = 0;
+    for (long phase; (phase = (long)(number - team.first)) < team.program->phases; number++)
+        if ((tasks = team.program->tasks(team.program->data, phase, team.threads)))
+            break; /* nobody would complete a phase without tasks */
     team.tasks = tasks;
     atomic_store(&team.open, tasks);
     atomic_store(&team.running, tasks > 0);

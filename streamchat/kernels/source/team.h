@@ -20,7 +20,7 @@ typedef struct {
     const void *data;
     long phases;
     long memory; /* scratch memory of each thread, in floats */
-    /* Returns the number of tasks of a phase, at least 1, such that `threads` threads are equally busy. */
+    /* Returns the number of tasks of a phase, such that `threads` threads are equally busy; 0 skips the phase. */
     int (*tasks)(const void *data, long phase, int threads);
     /* Does one task of a phase. `tag` identifies this phase of this run among all phases of all runs. */
     void (*work)(const void *data, long phase, int task, int threads, uint64_t tag, Member *member);

@@ -1,0 +1,106 @@
+"""Random programs for the compiled kernels: a short, seeded run, and that it notices faults."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamchat.kernels.check_matrices import MATRICES
+from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32
+from tools.kernel_programs.__main__ import main
+from tools.kernel_programs.bounded import Bounded, difference
+from tools.kernel_programs.builds import BUILDS, GROUPS, chosen
+from tools.kernel_programs.caches import CACHES
+from tools.kernel_programs.generate import random_program
+from tools.kernel_programs.mutants import MUTANTS, mutate, notice
+from tools.kernel_programs.runner import Batch, Fault
+
+QUICK = BUILDS["quick"]
+PROGRAMS = 250
+pytestmark = pytest.mark.skipif(bool(QUICK.missing()), reason=QUICK.missing())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keeps what was compiled."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def driver(folder: Path) -> list[str]:
+    return QUICK.compile(folder)
+
+
+def run(driver: list[str], numbers: range, folder: Path, seed: int = 20) -> list[Fault]:
+    return list(Batch.write(seed, numbers, folder).run("quick", driver, folder))
+
+
+def test_random_programs_compute_what_python_computes(driver: list[str], tmp_path: Path) -> None:
+    assert run(driver, range(PROGRAMS), tmp_path) == []
+
+
+def test_a_program_is_the_same_for_the_same_seed_and_number() -> None:
+    encoded = [random_program(*each).memory.encode() for each in ((3, 5), (3, 5), (3, 6), (4, 5))]
+    assert encoded[0] == encoded[1]
+    assert len(set(encoded)) == 3
+
+
+def test_programs_have_every_format() -> None:
+    """A format that the kernels get joins through the tables."""
+    told = " ".join(what for number in range(150) for what, _ in random_program(1, number).checks)
+    for bits, kind in MATRICES:
+        assert f"of {bits} bits, format {kind}" in told
+    assert set(CACHES) >= {BFLOAT16, FLOAT16, FLOAT32}
+    for kind in CACHES:
+        assert f"kind={kind}" in told
+
+
+def test_a_driver_that_crashes_is_told_with_its_program_and_the_others_go_on(folder: Path, tmp_path: Path) -> None:
+    """The first mutant reads past the end of a matrix of float32."""
+    command = QUICK.compile(folder, mutate(MUTANTS[0], tmp_path))
+    faults = run(command, range(60), tmp_path)
+    numbers = [fault.number for fault in faults]
+    assert len(set(numbers)) > 3
+    assert numbers == sorted(numbers)
+    crashes = [fault.what for fault in faults if "status" in fault.what]
+    assert len(crashes) > 1
+    assert all("driver: access at byte" in what for what in crashes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [1, 9, 15])
+def test_faults_in_the_kernels_are_noticed(number: int, folder: Path) -> None:
+    assert notice(MUTANTS[number], [QUICK], 20, PROGRAMS, folder) is not None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda each: each.name)
+def test_mutants_fit_the_sources(mutant: object, tmp_path: Path) -> None:
+    assert mutate(mutant, tmp_path).is_dir()  # type: ignore[arg-type]
+
+
+def test_results_are_compared_with_bounds() -> None:
+    expected = Bounded(np.array([1.0, 2.0, np.nan, np.inf, 5.0]), np.array([0.1, 0.0, 0.0, 0.0, np.inf]))
+    assert difference(np.array([1.05, 2.0, np.inf, np.nan, np.nan]), expected) == ""
+    for at, wrong in itertools.product((0, 1, 2, 3), (1.2, 7.0)):
+        found = np.array([1.0, 2.0, np.nan, np.inf, 0.0])
+        found[at] = wrong
+        assert f"at [{at}]" in difference(found, expected)
+
+
+def test_groups_name_builds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {each.name for each in chosen(["thread"])} == {"gcc-x86-64-thread", "clang-x86-64-thread"}
+    assert set(GROUPS["all"]) == set(BUILDS) - {"quick"}
+    assert len(GROUPS["plain"]) == 11
+    assert main(["--builds", "no-such"]) == 2
+    assert "no-such" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--programs", "0"], ["--programs", "x"], ["--only", "-1"], ["--seed", "-1"]])
+def test_numbers_that_make_no_sense_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert f"argument {words[0]}: invalid" in capsys.readouterr().err

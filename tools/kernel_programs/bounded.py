@@ -1,0 +1,171 @@
+"""Arrays in float64 with a bound on how far the kernels' float32 results may be from them.
+
+`inf` as an error means that any result is accepted. A value that is not finite means that the kernels must return one
+that is not finite either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamchat.kernels.operations import GELU, GELU_TANH, NO_FUNCTION, RELU, RELU2, SILU, SOFTCAP
+
+Array = NDArray[Any]
+EPS = 2.0**-24
+"""Relative error of one rounded operation."""
+TINY = 1e-42
+"""Absolute error where results are subnormal."""
+LARGE = 1e37
+"""Sums of magnitudes above this may overflow."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Values and their error bounds, of the same shape."""
+
+    value: Array
+    error: Array
+
+    @classmethod
+    def of(cls, array: Array) -> Bounded:
+        """Return exact numbers."""
+        return cls(array.astype(np.float64), np.zeros(array.shape))
+
+    def __getitem__(self, at: Any) -> Bounded:
+        return Bounded(self.value[at], self.error[at])
+
+    def reshape(self, *shape: int) -> Bounded:
+        """Return the same numbers in another shape."""
+        return Bounded(self.value.reshape(shape), self.error.reshape(shape))
+
+    def map(self, function: Callable[[Array], Array]) -> Bounded:
+        """Apply a function that only moves numbers to values and errors."""
+        return Bounded(function(self.value), function(self.error))
+
+
+def bound(value: Array, error: Array) -> Bounded:
+    """Return the numbers; where they may overflow, anything is accepted."""
+    error = np.where(np.isnan(error), np.inf, error) + TINY
+    finite = np.isfinite(value)
+    return Bounded(value, np.where(finite & (np.abs(value) > LARGE), np.inf, error))
+
+
+def add(a: Bounded, b: Bounded, scale: float = 1.0) -> Bounded:
+    """Return a + scale * b."""
+    value, size = a.value + scale * b.value, np.abs(a.value) + abs(scale) * np.abs(b.value)
+    return bound(value, a.error + abs(scale) * b.error + 2 * EPS * size)
+
+
+def multiply(a: Bounded, b: Bounded) -> Bounded:
+    """Return a * b."""
+    value = a.value * b.value
+    error = np.abs(a.value) * b.error + np.abs(b.value) * a.error + a.error * b.error
+    return bound(value, error + EPS * np.abs(value))
+
+
+def sum_error(count: int) -> float:
+    """Return the relative error of a sum of `count` products, in any order, as a share of the sum of magnitudes."""
+    return (8 + 2 * math.sqrt(count)) * EPS
+
+
+def dot(x: Bounded, weights: Array, sizes: Array | None = None, rounding: Array | None = None) -> Bounded:
+    """Return x (n, columns) times weights (rows, columns), transposed.
+
+    Args:
+        x: The vectors.
+        weights: The matrix.
+        sizes: Magnitudes of what is added up for each weight, if larger than the weights.
+        rounding: Error of each element of `x` from rounding to integers.
+    """
+    sizes = np.abs(weights) if sizes is None else sizes
+    value = x.value @ weights.T
+    total = np.abs(x.value) @ sizes.T
+    more = x.error if rounding is None else x.error + rounding
+    error = more @ sizes.T + sum_error(weights.shape[1]) * total
+    return bound(value, np.where(np.isfinite(value) & ~(total < LARGE), np.inf, error))
+
+
+def normalize(x: Bounded, weight: Array, bias: Array | None, eps: float, is_layer_norm: bool) -> Bounded:
+    """Return the norm of rows (n, width)."""
+    width = max(1, x.value.shape[-1])
+    share = sum_error(width)
+    size = np.abs(x.value).mean(-1, keepdims=True) if x.value.shape[-1] else np.zeros((*x.value.shape[:-1], 1))
+    mean, mean_error = np.zeros_like(size), np.zeros_like(size)
+    if is_layer_norm and x.value.shape[-1]:
+        mean = x.value.mean(-1, keepdims=True)
+        mean_error = x.error.mean(-1, keepdims=True) + share * size
+    centered = x.value - mean
+    error = x.error + mean_error + EPS * (np.abs(x.value) + np.abs(mean)) + 2.0**-147
+    squares = (centered**2).sum(-1, keepdims=True) / width
+    doubt = (2 * np.abs(centered) * error + error**2).sum(-1, keepdims=True) / width + share * squares
+    variance = squares + np.float32(eps)
+    relative = np.where(doubt < 0.5 * variance, doubt / variance, np.inf) + 8 * EPS
+    scale = 1 / np.sqrt(variance)
+    value = centered * scale * weight + (0 if bias is None else bias)
+    plain = np.abs(centered * scale * weight)
+    error = np.abs(weight) * scale * error * (1 + np.minimum(relative, 1)) + plain * relative
+    error = error + 4 * EPS * (plain + (0 if bias is None else np.abs(bias)))
+    error = error + 2.0**-148 * np.abs(centered)  # scale * weight may be subnormal
+    risky = (variance * width > LARGE) | ~np.isfinite(variance) | (np.abs(weight) * scale > LARGE)
+    return bound(value, np.where(risky & np.isfinite(value), np.inf, error))
+
+
+def activate(function: int, x: Bounded, softcap: float) -> Bounded:
+    """Return an activation, with the errors that `source/common.h` and `rows.c` state."""
+    value, size = _FUNCTIONS[function](x.value, softcap), np.abs(x.value)
+    size = np.where(np.isfinite(size), size, 0.0)
+    slope: Any = 2 * size + x.error if function == RELU2 else 1.2
+    if function in (RELU, RELU2, SOFTCAP):  # which of them: a sum with infinities may be either, or NaN
+        x = Bounded(np.where(np.isfinite(x.value), x.value, 0.0), np.where(np.isfinite(x.value), x.error, np.inf))
+        value = _FUNCTIONS[function](x.value, softcap)
+    own = {NO_FUNCTION: 0.0, RELU: 0.0, RELU2: EPS * size**2, SOFTCAP: 2e-6 * softcap}.get(function)
+    own = 2e-6 * size if own is None else own
+    return bound(value, slope * x.error + own + EPS * np.abs(np.where(np.isfinite(value), value, 0.0)))
+
+
+def _sigmoid(x: Array) -> Array:
+    power = np.exp(-np.abs(x))
+    found: Array = np.where(x < 0, power, 1.0) / (1 + power)
+    return found
+
+
+def _gelu_tanh(x: Array) -> Array:
+    found: Array = x * _sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return found
+
+
+_erfc = np.vectorize(math.erfc, otypes=[float])
+_FUNCTIONS: dict[int, Callable[[Array, float], Array]] = {
+    NO_FUNCTION: lambda x, _: x,
+    SILU: lambda x, _: x * _sigmoid(x),
+    GELU: lambda x, _: x * 0.5 * _erfc(-x / math.sqrt(2)),
+    GELU_TANH: lambda x, _: _gelu_tanh(x),
+    RELU: lambda x, _: np.where(x < 0, 0.0, x),
+    RELU2: lambda x, _: np.where(x < 0, 0.0, x) ** 2,
+    SOFTCAP: lambda x, cap: cap * np.tanh(x / cap),
+}
+
+
+def sigmoid(x: Bounded) -> Bounded:
+    """Return 1 / (1 + exp(-x))."""
+    return bound(_sigmoid(x.value), x.error / 4 + 4e-6)
+
+
+def difference(found: Array, expected: Bounded) -> str:
+    """Return what is wrong with `found`, or ''."""
+    value, error = expected.value, expected.error
+    finite = np.isfinite(value)
+    good = np.isinf(error) & finite
+    with np.errstate(invalid="ignore"):
+        good |= np.where(finite, np.abs(found - value) <= error, ~np.isfinite(found))
+    if good.all():
+        return ""
+    at = tuple(int(i) for i in np.argwhere(~good)[0])
+    what = f"{found[at]!r} at {list(at)}, expected {value[at]!r}, error at most {error[at]:.3g}"
+    return f"{what}; {int((~good).sum())} of {good.size} differ"
