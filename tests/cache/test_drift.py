@@ -74,7 +74,7 @@ def errors_over(
     dtype: torch.dtype, tokens: int = TOKENS, policy: EvictionPolicy | str = "oldest-tokens", chunk: int = CHUNK
 ) -> tuple[list[float], StreamingCache]:
     """The largest key error within each tenth of a stream."""
-    model = tiny_model("llama").to(dtype)
+    model = tiny_model("llama", num_hidden_layers=2, intermediate_size=16).to(dtype)
     fit = choose_fit(model)
     options = EvictionOptions(policy)
     cache = make_cache(model, fit, cache_size=BUDGET, num_sink_tokens=SINKS, options=options)
