@@ -364,6 +364,22 @@ def test_another_model_replies_and_is_the_one_of_the_session(tmp_path: Path) -> 
         assert "the sea" not in talk.decoded(talk.log)
 
 
+@pytest.mark.parametrize("line", ["/set temperature 0.5", "/set temperature=0.5"])
+async def test_no_setting_is_said_to_change_after_the_engine_failed(line: str) -> None:
+    async with driving(ScriptedEngine()) as driver:
+        driver.engine.fail("no memory")
+        await driver.until(lambda: driver.app.failure is not None)
+        sent = list(driver.engine.sent)
+        await driver.enter(line)
+        await driver.until(lambda: bool(driver.toasts))
+        assert driver.outputs == []
+        assert driver.engine.sent == sent
+        await driver.pilot.press("ctrl+u")
+        await driver.enter("/set temperature")  # shows it
+        await driver.until(lambda: bool(driver.outputs))
+        assert driver.outputs[-1].startswith("temperature = 0.7")
+
+
 # --- the app's own --------------------------------------------------------------------------------------------------
 
 
