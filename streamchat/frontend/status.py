@@ -56,6 +56,8 @@ class StatusBoard:
     """Tokens per second over time, while a reply is generated."""
     session: str | None = None
     """Session id; None before the first turn and if the conversation is not saved."""
+    saving_works: bool = True
+    """False while the conversation cannot be written to the database."""
     _ready_at: float | None = None
     _turns: list[tuple[int, int]] = field(default_factory=list)
     """(prompt tokens, generated tokens) per turn."""
@@ -103,6 +105,8 @@ class StatusBoard:
                 self.session = None
             case ev.SessionOpened(session=session):
                 self.session = session
+            case ev.SavingChanged(works=works):
+                self.saving_works = works
             case ev.ConversationResumed():
                 self.info, self.cache = event.info, event.cache
                 self._reset_counts()

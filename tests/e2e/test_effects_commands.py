@@ -1,97 +1,22 @@
-"""Success means effect, for the commands of the command line and the calls of the API: see test_effects.py."""
+"""Success means effect, for the commands of the command line and the calls of the API."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.routing import Route
 
 from streamchat.cli import main as cli
-from streamchat.cli.parser import build_parser
-from streamchat.server import app as server_app
 from streamchat.store.backup import back_up_daily, backup_folder
 from streamchat.store.database import database_path
 from tests.support.api_server import serving
 from tests.support.effects import other_process, rows, said, talking
 from tests.support.saved_sessions import stored
-
-Effect = Callable[..., Any]
-EFFECTS: dict[str, Effect] = {}
-"""The test of each command or call that claims an effect."""
-ELSEWHERE = {
-    "replay": "tests/replay/test_replay.py::test_a_run_that_holds",
-    "bench": "tests/benchmarks/test_bench.py::test_the_command",
-    "ppl": "tests/benchmarks/test_perplexity.py::test_the_command",
-    "sweep": "tests/benchmarks/test_sweep.py::test_the_command",
-    "verify": "tests/verify/test_verify.py::test_the_command_as_json",
-    "sessions repair": "tests/e2e/test_doctor.py::test_broken_indexes_are_found_and_mended",
-}
-"""Those that write a report, or are tested by another path next to what they repair."""
-SHOWS = {
-    "serve": "its calls are below",
-    "web": "its chats are the app's",
-    "acp": "its chats are saved like any other",
-    "monitor": "only reads",
-    "sessions": "lists",
-    "sessions list": "lists",
-    "sessions show": "prints",
-    "sessions backups": "lists",
-    "models": "lists; fetches nothing",
-    "doctor": "examines",
-    "completion": "prints a script",
-    "GET /v1/models": "lists",
-    "GET /v1/models/{name:path}": "shows one",
-    "GET /metrics": "shows figures",
-}
-
-
-def effect(name: str) -> Callable[[Effect], Effect]:
-    """Enter a test for `name`."""
-
-    def enter(test: Effect) -> Effect:
-        assert name not in EFFECTS
-        EFFECTS[name] = test
-        return test
-
-    return enter
-
-
-def commands(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[str]:
-    """The names of all commands below a parser."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, below in action.choices.items():
-                yield f"{prefix}{name}"
-                yield from commands(below, f"{prefix}{name} ")
-
-
-def test_every_command_and_call_has_an_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls: list[str] = []
-
-    def noted(path: str, endpoint: Any, methods: tuple[str, ...] = ("GET",)) -> Route:
-        calls.extend(f"{method} {path}" for method in methods)
-        return Route(path, endpoint, methods=list(methods))
-
-    monkeypatch.setattr(server_app, "Route", noted)
-    with serving(tmp_path):
-        assert calls
-    names = {*commands(build_parser()[0]), *calls}
-    assert names == set(EFFECTS) | set(ELSEWHERE) | set(SHOWS)
-    assert len(names) == len(EFFECTS) + len(ELSEWHERE) + len(SHOWS)
-
-
-@pytest.mark.parametrize("name", ELSEWHERE)
-def test_the_tests_elsewhere_exist(name: str) -> None:
-    path, _, test = ELSEWHERE[name].partition("::")
-    assert f"def {test}(" in (Path(__file__).parents[2] / path).read_text(encoding="utf-8")
 
 
 def done(*arguments: str) -> str:
@@ -100,14 +25,12 @@ def done(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=dict(os.environ)).stdout
 
 
-@effect("sessions rename")
 def test_a_renamed_session_has_its_title_in_the_database() -> None:
     session = stored()
     assert cli.main(["sessions", "rename", session, "The green sea"]) == 0
     assert rows("SELECT title FROM sessions WHERE id = ?", session) == [["The green sea"]]
 
 
-@effect("sessions delete")
 def test_no_byte_of_a_deleted_session_is_on_the_disk() -> None:
     """Not in tables, free pages, indexes, the log, the backups, or snapshots, as another program finds."""
     with talking() as talk:
@@ -133,7 +56,6 @@ def test_no_byte_of_a_deleted_session_is_on_the_disk() -> None:
     assert len(files_with("the sea")) == 2
 
 
-@effect("sessions export")
 def test_an_exported_session_is_whole_for_another_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     session = stored('the "sea" \\ é\u2028')
     file = tmp_path / "chat.jsonl"
@@ -147,7 +69,6 @@ def test_an_exported_session_is_whole_for_another_program(tmp_path: Path, capsys
     assert capsys.readouterr().out == file.read_text(encoding="utf-8")
 
 
-@effect("sessions import")
 def test_imported_messages_are_in_the_database(tmp_path: Path) -> None:
     file = tmp_path / "chats.json"
     messages = [{"role": "user", "content": "hello ☃"}, {"role": "assistant", "content": "good day"}]
@@ -157,8 +78,7 @@ def test_imported_messages_are_in_the_database(tmp_path: Path) -> None:
     assert [said(session) for session in ids] == [["hello ☃", "good day"]] * 2
 
 
-@effect("sessions restore-backup")
-def test_a_restored_backup_is_the_database_for_another_process() -> None:
+def test_a_restored_backup_is_what_another_process_reads() -> None:
     session = stored("The sea")
     made = back_up_daily(database_path())
     assert made is not None
@@ -170,7 +90,6 @@ def test_a_restored_backup_is_the_database_for_another_process() -> None:
     assert {title for (title,) in rows("SELECT title FROM sessions", database=aside)} == {"The sea", "The dragon"}
 
 
-@effect("config")
 def test_a_trusted_file_holds_in_the_next_process_until_it_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,14 +108,12 @@ def test_a_trusted_file_holds_in_the_next_process_until_it_is_not(
     assert saves() == before
 
 
-@effect("POST /v1/chat/completions")
 def test_a_completion_is_a_saved_session(tmp_path: Path) -> None:
     with serving(tmp_path) as api:
         api.complete([{"role": "user", "content": "hello from a client"}])
     assert ["hello from a client"] in rows("SELECT text FROM messages", database=tmp_path / "sessions.db")
 
 
-@effect("POST /v1/responses")
 def test_a_response_continues_the_saved_session_that_its_id_names(tmp_path: Path) -> None:
     with serving(tmp_path) as api:
         first = api.respond("hello")

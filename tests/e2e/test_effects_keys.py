@@ -1,17 +1,13 @@
-"""Success means effect, for the keys of the app: see test_effects.py. Real engines, where a key asks for one."""
+"""Success means effect, for the keys of the app. Real engines, where a key asks for one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pytest
 from textual.widgets import OptionList
 
 from streamchat.config import loader
-from streamchat.config.keymap import BY_ID
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.engine.engine import Engine
@@ -24,49 +20,6 @@ from tests.support.effects import indices_of_turn, other_process, rows, said
 from tests.support.real_engine import conversation_of, tiny_loaded
 from tests.support.saved_sessions import stored
 from tests.support.scripted_engine import ScriptedEngine
-
-Effect = Callable[..., Any]
-EFFECTS: dict[str, Effect] = {}
-"""The test of each key that claims an effect."""
-ELSEWHERE = {
-    "chat.copy_reply": "tests/e2e/test_effects.py::test_a_copied_reply_is_what_the_terminal_gets",
-    "chat.queue_drop": "tests/tui/test_tui_queue.py::test_messages_are_removed_one_by_one_or_all_at_once",
-    "chat.queue_clear": "tests/tui/test_tui_queue.py::test_messages_are_removed_one_by_one_or_all_at_once",
-    "chat.interrupt": "tests/tui/test_tui_input.py::test_ctrl_c_copies_a_selection_first",
-    "prompt.redo": "tests/tui/test_tui_control.py::test_ctrl_c_empties_the_input_and_undo_brings_it_back",
-}
-"""Keys whose effect on the engine, the terminal or the input another test looks at."""
-SCREEN = {
-    *("prompt.newline", "prompt.complete", "prompt.edit", "prompt.delete_or_leave", "prompt.page_up"),
-    *("prompt.page_down", "chat.map", "chat.turn_up", "chat.turn_down", "chat.line_up", "chat.line_down", "chat.top"),
-    *("chat.follow", "chat.recall", "chat.sessions", "chat.models", "chat.thoughts", "chat.sidebar", "chat.settings"),
-    *("app.help", "app.palette", "app.quit", "map.left", "map.right", "map.up", "map.down", "map.open", "map.leave"),
-    *("finder.close", "finder.up", "finder.down", "finder.page_up", "finder.page_down", "settings.close"),
-    *("settings.up", "settings.down", "settings.page_up", "settings.page_down", "help.close"),
-}
-"""Keys that move, open, close or type: what they do is what is seen."""
-
-
-def effect(name: str) -> Callable[[Effect], Effect]:
-    """Enter a test for the key `name`."""
-
-    def enter(test: Effect) -> Effect:
-        assert name not in EFFECTS
-        EFFECTS[name] = test
-        return test
-
-    return enter
-
-
-def test_every_key_has_an_entry() -> None:
-    assert set(BY_ID) == set(EFFECTS) | set(ELSEWHERE) | SCREEN
-    assert len(BY_ID) == len(EFFECTS) + len(ELSEWHERE) + len(SCREEN)
-
-
-@pytest.mark.parametrize("name", ELSEWHERE)
-def test_the_tests_elsewhere_exist(name: str) -> None:
-    path, _, test = ELSEWHERE[name].partition("::")
-    assert f"def {test}(" in (Path(__file__).parents[2] / path).read_text(encoding="utf-8")
 
 
 def real_engine(**changes: Any) -> Engine:
@@ -81,7 +34,6 @@ def session_of(driver: Driver) -> str:
     return driver.board.session
 
 
-@effect("prompt.send")
 async def test_a_sent_message_is_in_the_database_and_in_the_cache() -> None:
     engine = real_engine()
     async with driving(engine) as driver:
@@ -92,7 +44,6 @@ async def test_a_sent_message_is_in_the_database_and_in_the_cache() -> None:
         assert indices_of_turn(session_of(driver), 1) <= set(conversation_of(engine).cache.ledger)
 
 
-@effect("chat.stop")
 async def test_a_stopped_reply_is_saved_as_far_as_the_model_wrote_it() -> None:
     engine = real_engine(max_new_tokens=2000, loop_guard="off")
     async with driving(engine) as driver:
@@ -107,7 +58,6 @@ async def test_a_stopped_reply_is_saved_as_far_as_the_model_wrote_it() -> None:
         assert len(written) < 2000
 
 
-@effect("map.pin")
 async def test_a_turn_pinned_in_the_map_is_pinned_in_database_and_cache() -> None:
     engine = real_engine()
     async with driving(engine) as driver:
@@ -124,7 +74,6 @@ async def test_a_turn_pinned_in_the_map_is_pinned_in_database_and_cache() -> Non
         assert turn <= {index for first, stop in json.loads(pins) for index in range(first, stop)}
 
 
-@effect("finder.keep")
 async def test_a_result_that_is_kept_is_pinned_in_database_and_cache() -> None:
     stored("the unicorn")
     engine = real_engine()
@@ -154,7 +103,6 @@ def in_the_file() -> Any:
     return next((table["temperature"] for table in tables.values() if "temperature" in table), None)
 
 
-@effect("settings.write")
 async def test_a_written_setting_is_in_the_file_and_holds_at_the_next_start() -> None:
     async with driving(ScriptedEngine()) as driver:
         await edited(driver, "0.25")
@@ -164,7 +112,6 @@ async def test_a_written_setting_is_in_the_file_and_holds_at_the_next_start() ->
     assert loader.load(environ={}).settings.temperature == 0.25
 
 
-@effect("settings.reset")
 async def test_a_setting_that_is_reset_is_the_default_for_the_next_turn() -> None:
     engine = real_engine()
     async with driving(engine) as driver:
