@@ -26,13 +26,15 @@ CASES = [(*each, rows, count) for each in MATRICES for rows in (16, 48, 57) for 
 
 
 def compile_kernels(compiler: Sequence[str], folder: Path) -> list[str]:
-    """Compiles the kernels to objects, with the product's flags, for the library and the drivers; returns their paths."""
+    """Compiles the kernels to objects, with the product's flags, for library and drivers; returns their paths."""
     sources = [str(path) for path in sorted(build.SOURCES.glob("*.c"))]
     subprocess.run([*compiler, *build.FLAGS, "-Wall", "-Werror", "-c", *sources], check=True, cwd=folder)
     return [str(path) for path in sorted(folder.glob("*.o"))]
 
 
-def link_driver(compiler: Sequence[str], objects: Sequence[str], to: Path, driver: str = "product_driver.c") -> list[str]:
+def link_driver(
+    compiler: Sequence[str], objects: Sequence[str], to: Path, driver: str = "product_driver.c"
+) -> list[str]:
     """Compiles a driver and links it with the kernels; returns its path as a command."""
     source = str(Path(__file__).parent / driver)
     flags = ["-std=c11", "-O2", "-fopenmp-simd", "-pthread", "-Wall", "-Werror", f"-I{build.SOURCES}"]
