@@ -164,7 +164,7 @@ def test_the_settings_are_read(folder: Path, expected: dict[str, Any]) -> None:
     assert found.keys["chat.stop"] == "ctrl+x"
 
 
-def test_the_input_history_is_read(folder: Path, home: Path, expected: dict[str, Any]) -> None:
+def test_the_input_histories_of_app_and_prompt_are_read(folder: Path, home: Path, expected: dict[str, Any]) -> None:
     """The first version had one for the app and one for the prompt, in which the same was typed."""
     before = [name for name in ("history", "history.jsonl") if (folder / "state" / name).exists()]
     assert TypedHistory.open(wanted=True).entries == expected["typed"] * max(1, len(before))
