@@ -75,6 +75,7 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("STREAMCHAT_HOME", str(home / "streamchat"))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # a test that means a tiny model must not fetch the default one
     monkeypatch.chdir(home)
 
 

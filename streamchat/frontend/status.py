@@ -58,6 +58,8 @@ class StatusBoard:
     """Session id; None before the first turn and if the conversation is not saved."""
     connection: str = ""
     """What is wrong with the connection to a server; '' if nothing is."""
+    saving_works: bool = True
+    """False while the conversation cannot be written to the database."""
     _ready_at: float | None = None
     _turns: list[tuple[int, int]] = field(default_factory=list)
     """(prompt tokens, generated tokens) per turn."""
@@ -107,6 +109,8 @@ class StatusBoard:
                 self.session = session
             case ev.ConnectionChanged(works=works, reason=reason):
                 self.connection = "" if works else f"{reason}; connecting again"
+            case ev.SavingChanged(works=works):
+                self.saving_works = works
             case ev.ConversationResumed():
                 self.info, self.cache = event.info, event.cache
                 self._reset_counts()

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 import tests
 from streamchat.base.errors import ExitCode
 
-OLD_FILES = Path(tests.__path__[0]) / "data" / "version-0.1"
+OLD_FILES = Path(tests.__path__[0]) / "golden" / "0.1.0.dev1"
 LIBRARIES = {
     *("torch", "transformers", "tokenizers", "safetensors", "gguf", "huggingface_hub", "numpy", "scipy"),
     *("textual", "prompt_toolkit", "jinja2", "matplotlib", "plotext"),

@@ -339,7 +339,7 @@ def test_ratios_are_of_pairs_of_rounds() -> None:
 
 @pytest.mark.slow
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    monkeypatch.setattr("streamchat.conversation.assemble.load_from_settings", lambda *_: tiny_loaded())
+    monkeypatch.setattr("streamchat.benchmarks.compare.load_from_settings", lambda *_, **changes: tiny_loaded())
     sizes = ["--cache-size", "64", "--rounds", "1", "--new-tokens", "3", "--turns", "2,6"]
     monkeypatch.setattr("streamchat.benchmarks.compare.REPLY_TOKENS", 8)
     assert cli.main(["bench", *sizes, "--out", str(tmp_path / "out"), "--charts", "--json"]) == ExitCode.OK

@@ -61,7 +61,7 @@ def test_a_model_that_is_not_there_ends_it_with_its_sentence() -> None:
 def test_resuming_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("streamchat.conversation.assemble.load_from_settings", lambda *_: tiny_loaded())
+    monkeypatch.setattr("streamchat.models.load.load_from_settings", lambda *_: tiny_loaded())
     assert cli.main(["bench", "--resume", "--cache-size", "128", "--rounds", "2", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["same_logits"] is True

@@ -83,6 +83,7 @@ def test_a_cell_is_known_by_its_question(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 def test_processes_run_every_cell(folder: Path) -> None:
     work = cells_of([spec(folder)], grid(["sinks", "dense"], [32], [4]), DOCUMENTS, 150, 8)
     results = dict(pools.run_in_processes(work, 2))
@@ -95,6 +96,7 @@ def test_processes_run_every_cell(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 def test_a_local_ray_cluster_runs_every_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     work = cells_of([spec(folder)], grid(["sinks"], [32], [0, 4]), DOCUMENTS[:1], 150, 8)

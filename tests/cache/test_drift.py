@@ -106,7 +106,7 @@ def errors_over(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=["fp32", "bf16", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["fp32", "bf16", "int8"])
 def test_key_errors_do_not_grow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     rebases = 0
     original = StreamingLayer.rebase

@@ -91,8 +91,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in AVAILABLE} | {
     case: (name, changes) for case, (name, changes) in VARIANTS.items() if name in AVAILABLE
 }
-SIZES = [20, *[1] * 30, 7, 3, 8, *[1] * 4]
-"""A prompt, single tokens of which 18 evict, chunks that evict, single tokens."""
+SIZES = [20, *[1] * 18, 7, 3, 8, *[1] * 4]
+"""A prompt, single tokens of which 6 evict, chunks that evict, single tokens."""
 
 
 PROMPTS = [5, 16, 2, 23, 40, 3, 16, 31, 1, 60]

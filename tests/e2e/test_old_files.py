@@ -1,8 +1,7 @@
-"""Files that earlier versions wrote still work. `tools.old_sessions` wrote them, once; they never change."""
+"""Files that earlier versions wrote still work. `python -m tools.golden` wrote each set, once; they never change."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,42 +10,50 @@ from typing import Any
 
 import pytest
 
-import tests
 from streamchat.base import events as ev
 from streamchat.base.eviction_policies import RENAMED_POLICIES
 from streamchat.base.requests import Undo
 from streamchat.cli import main as cli
 from streamchat.config import loader
+from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import load_from_settings
 from streamchat.frontend.typed_history import TypedHistory
+from streamchat.models.gguf.convert import CONVERTER
+from streamchat.models.staging import MANIFEST, models_dir
 from streamchat.store.health import examine
 from streamchat.store.store import Store
 from tests.support.real_engine import running
-from tools.old_sessions import put_into_hub_cache
+from tools import golden
+from tools.golden_sessions import CONFIG, put_into_hub_cache
 
-FOLDER = Path(tests.__path__[0]) / "data" / "version-0.1"
-DIGEST = "db5288afe6bc0cbd2877716444e3b2e6b6e5239d2da805e110ed6ea1fe7a54c2"
-"""SHA-256 of all files. To test a newer format, add a folder; do not write this one again."""
+SETS = sorted(path for path in golden.FOLDER.iterdir() if path.is_dir())
 MACHINE: dict[str, Any] = {"device": "cpu", "dtype": "float32", "weights": "native", "kernels": "torch"}
 """With these settings a cache has the same numbers on every machine, but for rounding."""
 RENAMED: dict[str, str] = {}
 """Old name of a setting -> new name."""
 
 
+@pytest.fixture(params=SETS, ids=lambda path: path.name)
+def folder(request: pytest.FixtureRequest) -> Path:
+    """Each set."""
+    path: Path = request.param
+    return path
+
+
 @pytest.fixture
-def expected() -> dict[str, Any]:
+def expected(folder: Path) -> dict[str, Any]:
     """What the files must say."""
-    values: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
+    values: dict[str, Any] = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     return values
 
 
 @pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the old files as STREAMCHAT_HOME, and their model in the Hub cache."""
     home = Path(os.environ["STREAMCHAT_HOME"])
     for name in ("data", "state"):
-        shutil.copytree(FOLDER / name, home / name)
-    put_into_hub_cache(FOLDER / "model", Path(os.environ["HF_HOME"]))
+        shutil.copytree(folder / name, home / name)
+    put_into_hub_cache(folder / "model", Path(os.environ["HF_HOME"]))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return home
 
@@ -58,11 +65,23 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return out
 
 
-def test_the_files_are_those_that_were_written_then() -> None:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in FOLDER.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(FOLDER).as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    assert digest.hexdigest() == DIGEST, "files in tests/data changed, or are missing"
+def test_the_files_are_those_that_were_written_then(tmp_path: Path) -> None:
+    assert len(SETS) >= 2
+    assert golden.check() == []
+    shutil.copytree(SETS[0], tmp_path / "one")
+    (tmp_path / golden.DIGESTS).write_text(json.dumps({"one": golden.digest_of(SETS[0]), "two": "0"}))
+    assert golden.check(tmp_path) == ["two is missing"]
+    (tmp_path / "one" / "state" / "more").write_text("")
+    (tmp_path / "three").mkdir()
+    assert golden.check(tmp_path) == ["two is missing", "three is not in digests.json", "one was changed"]
+
+
+def test_the_next_set_will_have_every_setting_with_another_value(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(CONFIG, encoding="utf-8")
+    found = loader.load(config_file=tmp_path / "config.toml", environ={})
+    unchanged = [name for name, value in vars(Settings()).items() if getattr(found.settings, name) == value]
+    assert unchanged == ["compression_ratio"]  # it excludes cache_size
+    assert {name for name in vars(Settings()) if f"\n{name} = " not in CONFIG} == set()
 
 
 def test_the_database_is_listed(home: Path, expected: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,22 +142,57 @@ def test_the_last_turn_can_be_undone_after_resuming(home: Path, expected: dict[s
         assert chat.wait(ev.TurnUndone).text == expected["messages"][-1]
 
 
-def test_an_exported_file_is_imported(expected: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "6 turns were imported" in printed(capsys, "import", str(FOLDER / "exported.jsonl"))
+@pytest.mark.parametrize("name", ["exported.jsonl", "exported.json"])
+def test_an_exported_file_is_imported(
+    name: str, folder: Path, expected: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not (folder / name).exists():
+        pytest.skip("the set has no such export")
+    assert "6 turns were imported" in printed(capsys, "import", str(folder / name))
     [session] = map(json.loads, printed(capsys, "list", "--json").splitlines())
-    assert (session["title"], session["turns"]) == (expected["title"], len(expected["messages"]))
+    assert session["turns"] == len(expected["messages"])
+    if name == "exported.jsonl":
+        assert session["title"] == expected["title"]
+    assert printed(capsys, "show", session["id"]).count(expected["messages"][-1]) == 1
 
 
-def test_the_settings_are_read(expected: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    found = loader.load(config_file=FOLDER / "config.toml", environ={})
+def test_the_settings_are_read(folder: Path, expected: dict[str, Any]) -> None:
+    found = loader.load(config_file=folder / "config.toml", environ={})
     old = {RENAMED.get(name, name): value for name, value in expected["settings"].items()}
-    old["evict"] = RENAMED_POLICIES[old["evict"]]
+    old["evict"] = RENAMED_POLICIES.get(old["evict"], old["evict"])
     assert {name: getattr(found.settings, name) for name in old} == old
     assert found.keys["chat.stop"] == "ctrl+x"
 
 
-def test_the_input_histories_of_app_and_prompt_are_read(home: Path, expected: dict[str, Any]) -> None:
-    """The same was typed in both, so the order of the two does not depend on the time zone of the test."""
-    assert TypedHistory.open(wanted=True).entries == expected["typed"] * 2
-    for name in ("history", "history.jsonl"):  # left in place
-        assert (home / "state" / name).read_bytes() == (FOLDER / "state" / name).read_bytes()
+def test_the_input_histories_of_app_and_prompt_are_read(folder: Path, home: Path, expected: dict[str, Any]) -> None:
+    """The first version had one for the app and one for the prompt, in which the same was typed."""
+    before = [name for name in ("history", "history.jsonl") if (folder / "state" / name).exists()]
+    assert TypedHistory.open(wanted=True).entries == expected["typed"] * max(1, len(before))
+    for name in before:  # left in place
+        assert (home / "state" / name).read_bytes() == (folder / "state" / name).read_bytes()
+
+
+CONVERTED = [path for path in SETS if (path / "gguf").exists()]
+
+
+@pytest.mark.parametrize("folder", CONVERTED, ids=lambda path: path.name)
+def test_a_converted_model_gives_the_logits_that_it_gave(folder: Path) -> None:
+    expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))["gguf_logits"]
+    [made] = (folder / "gguf" / "models").iterdir()
+    copy = models_dir() / made.name
+    shutil.copytree(made, copy)
+    modified = (copy / "tiles.safetensors").stat().st_mtime_ns
+    assert golden.logits_of(folder / "gguf" / "tiny.gguf") == pytest.approx(expected, abs=1e-4)
+    manifest = json.loads((copy / MANIFEST).read_text()) if copy.exists() else {}
+    if manifest.get("converter") == CONVERTER:
+        assert (copy / "tiles.safetensors").stat().st_mtime_ns == modified  # not converted again
+        assert [path.name for path in models_dir().iterdir() if not path.name.startswith(".")] == [made.name]
+    else:  # converted again, and the older copy is removed
+        assert not copy.exists()
+
+
+def test_the_models_of_the_next_set_can_be_written(tmp_path: Path) -> None:
+    written = golden.write_models(tmp_path / "gguf")
+    assert len(written["gguf_logits"]) > 200
+    [manifest] = (tmp_path / "gguf" / "models").glob(f"*/{MANIFEST}")
+    assert json.loads(manifest.read_text())["source"] == "/models/tiny.gguf"

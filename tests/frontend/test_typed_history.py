@@ -24,7 +24,7 @@ from tests.support import scripted_face
 from tests.support.app_driver import driving
 from tests.support.scripted_engine import ScriptedEngine
 
-OLD_STATE = Path(tests.__path__[0]) / "data" / "version-0.1" / "state"
+OLD_STATE = Path(tests.__path__[0]) / "golden" / "0.1.0.dev1" / "state"
 ODD = [
     *("two\nlines", "    indented", "a \\ backslash, “quotes” and Ünïcödé", "x\u2028y\x85z", "🙂"),
     *('{"text": "no"}', "+ plus", "# 2026"),

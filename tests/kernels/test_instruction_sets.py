@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamchat.kernels import build, check, check_attention, check_experts, check_operations
+from streamchat.kernels import build, check, check_attention, check_experts, check_matrices, check_operations
 from streamchat.kernels.check_matrices import MATRICES, random_matrix
 from streamchat.kernels.operations import ATTEND, PRODUCT, STORE, SUPER_32, Matrix
 from tests.support.zig import find_zig
@@ -25,27 +25,38 @@ X86 = ("x86-64", "x86-64-v2", "haswell", "skylake-avx512", "icelake-server")
 CASES = [(*each, rows, count) for each in MATRICES for rows in (16, 48, 57) for count in (1, 3, 4, 6, 8, 15, 101)]
 
 
-def compile_driver(compiler: Sequence[str], to: Path, driver: str = "product_driver.c") -> list[str]:
-    """Compiles the kernels and a driver; returns its path as a command."""
-    flags = [flag for flag in build.FLAGS if flag not in ("-fPIC", "-fvisibility=hidden")]
-    sources = [str(Path(__file__).parent / driver), *map(str, sorted(build.SOURCES.glob("*.c")))]
-    command = [*compiler, *flags, "-Wall", "-Werror", f"-I{build.SOURCES}", *sources, "-o", str(to)]
-    subprocess.run(command, check=True)
+def compile_kernels(compiler: Sequence[str], folder: Path) -> list[str]:
+    """Compiles the kernels to objects, with the product's flags, for library and drivers; returns their paths."""
+    sources = [str(path) for path in sorted(build.SOURCES.glob("*.c"))]
+    subprocess.run([*compiler, *build.FLAGS, "-Wall", "-Werror", "-c", *sources], check=True, cwd=folder)
+    return [str(path) for path in sorted(folder.glob("*.o"))]
+
+
+def link_driver(
+    compiler: Sequence[str], objects: Sequence[str], to: Path, driver: str = "product_driver.c"
+) -> list[str]:
+    """Compiles a driver and links it with the kernels; returns its path as a command."""
+    source = str(Path(__file__).parent / driver)
+    flags = ["-std=c11", "-O2", "-fopenmp-simd", "-pthread", "-Wall", "-Werror", f"-I{build.SOURCES}"]
+    subprocess.run([*compiler, *flags, source, *objects, "-o", str(to)], check=True)
     return [str(to)]
 
 
 def check_products(driver: Sequence[str]) -> None:
     """Compares the driver's products with NumPy's."""
     noise = np.random.default_rng(2)
+    given, wanted = list[bytes](), list[Any]()
     for bits, kind, rows, count in CASES:
         columns = 512 if bits < 16 and kind >= SUPER_32 else 160
         data, meant = random_matrix(bits, rows, columns, kind)
         x = noise.standard_normal((count, columns), dtype=np.float32)
-        sizes = struct.pack("<5i", bits, kind, rows, columns, count)
-        given = b"".join([sizes, data.tobytes(), x.tobytes()])
-        done = subprocess.run(driver, input=given, capture_output=True, check=True, timeout=120)
-        found, expected = np.frombuffer(done.stdout, np.float32).reshape(count, rows), x @ meant.T
-        assert abs(found - expected).max() <= 2e-4 * abs(expected).max(), (bits, kind, rows, count)
+        given += [struct.pack("<5i", bits, kind, rows, columns, count), data.tobytes(), x.tobytes()]
+        wanted.append(x @ meant.T)
+    done = subprocess.run(driver, input=b"".join(given), capture_output=True, check=True, timeout=120)
+    sizes = [expected.size for expected in wanted]
+    products = np.split(np.frombuffer(done.stdout, np.float32), np.cumsum(sizes)[:-1])
+    for case, found, expected in zip(CASES, products, wanted, strict=True):
+        assert abs(found.reshape(expected.shape) - expected).max() <= 2e-4 * abs(expected).max(), case
 
 
 def skip_unless_possible(compiler: str, level: str) -> None:
@@ -63,27 +74,35 @@ def skip_unless_possible(compiler: str, level: str) -> None:
         pytest.skip(f"this processor has no {needed}")
 
 
-def arm() -> tuple[str, str]:
-    """The compiler for ARM and the emulator."""
+@pytest.fixture(scope="module", params=[f"{compiler}-{level}" for compiler in ("gcc", "clang") for level in X86])
+def x86(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]]:
+    """A compiler with a level, and the kernels that it compiled."""
+    compiler, level = request.param.split("-", 1)
+    skip_unless_possible(compiler, level)
+    command = [compiler, f"-march={level}"]
+    return command, compile_kernels(command, tmp_path_factory.mktemp("objects"))
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str], str]:
+    """The compiler for ARM, the kernels that it compiled, and the emulator."""
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
     if not compiler or not emulator:
         pytest.skip("needs gcc-aarch64-linux-gnu and qemu-user")
-    return compiler, emulator
+    command = [compiler, "-static"]
+    return command, compile_kernels(command, tmp_path_factory.mktemp("objects")), emulator
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", X86)
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_products_on_x86(tmp_path: Path, compiler: str, level: str) -> None:
-    skip_unless_possible(compiler, level)
-    check_products(compile_driver([compiler, f"-march={level}"], tmp_path / "driver"))
+def test_products_on_x86(x86: tuple[list[str], list[str]], tmp_path: Path) -> None:
+    compiler, objects = x86
+    check_products(link_driver(compiler, objects, tmp_path / "driver"))
 
 
 @pytest.mark.slow
-def test_products_on_arm_with_neon(tmp_path: Path) -> None:
-    compiler, emulator = arm()
-    driver = compile_driver([compiler, "-static"], tmp_path / "driver")
-    check_products([emulator, *driver])
+def test_products_on_arm_with_neon(arm: tuple[list[str], list[str], str], tmp_path: Path) -> None:
+    compiler, objects, emulator = arm
+    check_products([emulator, *link_driver(compiler, objects, tmp_path / "driver")])
 
 
 @pytest.mark.slow
@@ -92,7 +111,7 @@ def test_products_on_arm_with_neon(tmp_path: Path) -> None:
 def test_products_and_team_with_musl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The C library of Alpine Linux."""
     compiler = [*find_zig(tmp_path / "zig", monkeypatch), "-target", f"{os.uname().machine}-linux-musl", "-static"]
-    check_products(compile_driver(compiler, tmp_path / "driver"))
+    check_products(link_driver(compiler, compile_kernels(compiler, tmp_path), tmp_path / "driver"))
     sources = [str(Path(__file__).parent / "team_stress.c"), str(build.SOURCES / "team.c")]
     flags = ["-std=gnu11", "-O1", "-pthread", f"-I{build.SOURCES}"]
     subprocess.run([*compiler, *flags, *sources, "-o", str(tmp_path / "stress")], check=True)
@@ -100,13 +119,10 @@ def test_products_and_team_with_musl(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("level", X86)
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_every_operation_on_x86(tmp_path: Path, compiler: str, level: str) -> None:
-    skip_unless_possible(compiler, level)
+def test_every_operation_on_x86(x86: tuple[list[str], list[str]], tmp_path: Path) -> None:
+    compiler, objects = x86
     made = tmp_path / "kernels.so"
-    sources = map(str, sorted(build.SOURCES.glob("*.c")))
-    subprocess.run([compiler, *build.FLAGS, "-shared", f"-march={level}", *sources, "-o", str(made)], check=True)
+    subprocess.run([*compiler, "-shared", "-pthread", *objects, "-o", str(made)], check=True)
     subprocess.run([sys.executable, "-m", "streamchat.kernels.check", str(made), "1"], check=True, timeout=120)
 
 
@@ -169,9 +185,12 @@ def _refers_to(operation: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_every_operation_on_arm_with_neon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler, emulator = arm()
-    driver = compile_driver([compiler, "-static"], tmp_path / "driver", "program_driver.c")
+def test_every_operation_on_arm_with_neon(
+    arm: tuple[list[str], list[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, objects, emulator = arm
+    driver = link_driver(compiler, objects, tmp_path / "driver", "program_driver.c")
     kernels = Emulated([emulator, *driver], monkeypatch)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: kernels)
+    monkeypatch.setattr(check_matrices, "_random", np.random.default_rng(1))  # as in a process of its own
     check.main("", 1)

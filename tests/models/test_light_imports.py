@@ -61,6 +61,7 @@ def loaded_by_chat(model: Path, dtype: str = "float32") -> set[str]:
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
+@pytest.mark.usefixtures("compiled_kernels")
 def test_a_chat_with_a_gguf_file_imports_nothing_heavy(tmp_path: Path) -> None:
     """From the second start on: the first one converts the file."""
     shape = Shape(128, 2, 4, 2, 256)
@@ -70,6 +71,7 @@ def test_a_chat_with_a_gguf_file_imports_nothing_heavy(tmp_path: Path) -> None:
     assert modules & HEAVY == set()
 
 
+@pytest.mark.usefixtures("compiled_kernels")
 @pytest.mark.parametrize("kind", ["llama", "gpt-neox"])
 def test_a_chat_imports_nothing_heavy(tmp_path: Path, kind: str) -> None:
     model = tiny_llama(max_position_embeddings=4096) if kind == "llama" else tiny_neox()

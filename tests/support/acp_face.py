@@ -13,12 +13,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from any folder
 
 from streamchat.cli import main as cli
+from streamchat.models.light.libraries import import_libraries
 from streamchat.scripting import chat
-from tests.support.real_engine import tiny_loaded
 
 
 def load(*_: Any) -> Any:
     """A tiny model; with ENDLESS in the environment and temperature 0 it does not end a reply by itself."""
+    import_libraries("llama")  # as the product does: what is imported below would import all of transformers
+    from tests.support.real_engine import tiny_loaded
+
     print("a library prints")
     os.write(1, b"and writes to the descriptor\n")
     loaded = tiny_loaded()

@@ -55,6 +55,8 @@ class Tokens:
         """Nothing was fed."""
         self.log: list[int] = []
         self.held: list[int] = []
+        self.unread: list[int] = []
+        """Ids of the newest tokens, which the reference has yet to read: all at once, since nothing left in between."""
         self.whole = True
         """Nothing was evicted since the first token: the state is that of one plain forward."""
         self._reference = PaperReference(self.model, 1 << 30, 0) if self.rotates else None
@@ -65,12 +67,14 @@ class Tokens:
         """`ids` were fed in one forward."""
         self.held += range(len(self.log), len(self.log) + len(ids))
         self.log += ids
-        self._read(ids)
+        self.unread += ids
 
-    def _read(self, ids: Sequence[int]) -> Tensor | None:
+    def _read(self) -> Tensor | None:
+        """Let the reference read what it has yet to read; returns its logits (vocabulary,) after the last token."""
+        ids, self.unread = self.unread, []
         if self._reference is None or not ids:
             return None
-        return self._reference.feed(torch.tensor([list(ids)]))[-1]
+        return self._reference.feed(torch.tensor([ids]))[-1]
 
     def drop(self, gone: Iterable[int]) -> None:
         """Tokens with these log indices left."""
@@ -86,6 +90,7 @@ class Tokens:
 
     def keep(self, held: list[int]) -> None:
         """Hold these of the tokens held."""
+        self._read()
         stay = set(held)
         slots = [slot for slot, index in enumerate(self.held) if index in stay]
         self.held = held
@@ -100,7 +105,7 @@ class Tokens:
         log = self.log[:stop]
         self.clear()
         self.log, self.held = log, list(held)
-        self._read([log[i] for i in held])
+        self.unread = [log[i] for i in held]
 
     def lose_track(self) -> None:
         """Until the cache is filled again nothing slow can tell what the layers hold."""
@@ -108,8 +113,9 @@ class Tokens:
 
     def copy(self) -> Tokens:
         """As it is now."""
+        self._read()
         other = copy.copy(self)
-        other.log, other.held = list(self.log), list(self.held)
+        other.log, other.held, other.unread = list(self.log), list(self.held), []
         if self._reference is not None:
             other._reference = PaperReference(self.model, 1 << 30, 0)
             other._reference.kept = copy.deepcopy(self._reference.kept)
@@ -134,7 +140,8 @@ class Tokens:
         again = self.copy()
         last = again.log[-1]
         again.cut(1)
-        return again._read([last])
+        again.unread = [last]
+        return again._read()
 
 
 @dataclass

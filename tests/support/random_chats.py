@@ -36,10 +36,10 @@ from tests.support.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
 
 @cache
 def model_of(family: str) -> Any:
-    """One tiny model a family; chats use it one after another."""
+    """One tiny model a family, of two layers; chats use it one after another."""
     if family.startswith("mistral"):
-        return families.build(family, vocab_size=VOCABULARY)
-    return tiny_model(family, vocab_size=VOCABULARY)
+        return families.build(family, vocab_size=VOCABULARY, num_hidden_layers=2)
+    return tiny_model(family, vocab_size=VOCABULARY, num_hidden_layers=2)
 
 
 @cache

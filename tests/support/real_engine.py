@@ -65,6 +65,11 @@ class Watched:
             assert self._news.wait_for(lambda: len(self.of(kind)) >= count, timeout_s), (kind, self.events[-3:])
         return self.of(kind)[count - 1]
 
+    def until(self, holds: Callable[[list[ev.Event]], bool], timeout_s: float = 60) -> None:
+        """Wait until the events so far are as wanted."""
+        with self._news:
+            assert self._news.wait_for(lambda: holds(self.events), timeout_s), self.events[-3:]
+
     def turn(self, text: str, how: Callable[[str], object] | None = None) -> ev.TurnFinished:
         """Say `text`, by `Submit` or another way, and wait for the end of the turn."""
         count = len(self.of(ev.TurnFinished)) + 1

@@ -8,17 +8,20 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from streamchat.config.loader import Configuration
-from streamchat.config.settings import Settings
-from streamchat.server.options import Options
-from streamchat.server.run import ApiServer
-from streamchat.store.store import Store
-from tests.support.api_server import SMALL
-from tests.support.real_engine import tiny_loaded
+from streamchat.models.light.libraries import import_libraries
 
 
 def main(port: str, live: str, *settings: str) -> int:
     """Serve until a signal; return the exit code."""
+    import_libraries("llama")  # as the product does: what is imported below would import all of transformers
+    from streamchat.config.loader import Configuration
+    from streamchat.config.settings import Settings
+    from streamchat.server.options import Options
+    from streamchat.server.run import ApiServer
+    from streamchat.store.store import Store
+    from tests.support.api_server import SMALL
+    from tests.support.real_engine import tiny_loaded
+
     given: dict[str, Any] = {name: int(value) for name, _, value in (each.partition("=") for each in settings)}
     configuration = Configuration(Settings(**(SMALL | given)), {})
     server = ApiServer(

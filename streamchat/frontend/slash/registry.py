@@ -56,6 +56,8 @@ class SlashCommand:
     """Whether it starts a new conversation; a running reply is stopped first."""
     asks_engine: bool = False
     """The engine answers with an event, so it fails after the engine has stopped."""
+    changes_engine: Callable[[str], bool] = lambda argument: False
+    """Whether it changes the engine with this argument, although it only shows something with others."""
     needs_idle: bool = False
     """Requires an idle engine (no reply in progress)."""
     slow: bool = False

@@ -214,7 +214,7 @@ class SessionCommands:
         return SlashResult(f"{plural(turns, 'turn')} written to {path}{lost}")
 
     def exported(self, context: SlashContext, argument: str) -> tuple[Path, str, int, str]:
-        """(path, text, number of turns, note about damaged turns) of `/export ARGUMENT`."""
+        """(path, text, number of turns, note about turns that are missing) of `/export ARGUMENT`."""
         session = self._saved(context)
         path = user_path(argument or f"streamchat-{session}.md")
         kind = FORMATS.get(path.suffix.lower())
@@ -223,6 +223,8 @@ class SessionCommands:
         with open_store() as store:
             saved = store.load(session)
         lost = f"; skipped because damaged in the database: {', '.join(saved.damage)}" if saved.damage else ""
+        if not context.board.saving_works:
+            lost += "; saving fails now: the file has the conversation as it was last saved"
         return path, export(saved, kind), len(saved.turns), lost
 
     def _saved(self, context: SlashContext) -> str:

@@ -48,4 +48,16 @@ def _complete_set(context: SlashContext, argument: str) -> list[tuple[str, str]]
     return [(f"{name} {choice}", "now" if choice == now else "") for choice in choices]
 
 
-SET = SlashCommand("set", "[NAME [VALUE]]", "show or change a setting for the next turns", _set, (), _complete_set)
+def _changes(argument: str) -> bool:
+    given = _NAME_VALUE.match(argument)
+    return given is not None and bool(given[2].strip())
+
+
+SET = SlashCommand(
+    "set",
+    "[NAME [VALUE]]",
+    "show or change a setting for the next turns",
+    _set,
+    complete=_complete_set,
+    changes_engine=_changes,
+)

@@ -83,7 +83,7 @@ class CommandScreen(SendingScreen):
     def _is_available(self, command: SlashCommand, argument: str) -> bool:
         """Whether the command can run now. One that starts over stops the reply, and what is queued is held."""
         phase, starts_over = self._outbox.phase, command.starts_over(argument)
-        if phase is Phase.FAILED and (starts_over or command.asks_engine):
+        if phase is Phase.FAILED and (starts_over or command.asks_engine or command.changes_engine(argument)):
             self.refuse()
             return False
         if command.needs_idle and phase is not Phase.IDLE:

@@ -1,17 +1,7 @@
-"""Writes the files of this version that later versions must read: model, database, snapshot, settings, input history.
-
-    python -m tools.old_sessions FOLDER
-
-FOLDER must not exist yet. The result is committed in `tests/data/` and never changes afterwards: a new version of the
-formats gets a new folder, and the old ones stay. `tests/e2e/test_old_files.py` opens them all.
-
-FOLDER is laid out as STREAMCHAT_HOME, with three additions: `model/` has a tiny random model, `exported.jsonl` one of
-the conversations as `streamchat sessions export` writes it, and `expected.json` what a later version must find.
-"""
+"""The conversation, settings and input history of a golden set: see `tools.golden`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -47,12 +37,15 @@ UNDONE = "Never mind the lighthouse."
 NEXT = ["One more story.", "And one more."]
 TYPED = ["Tell me of the sea.", "two\nlines", "a \\ backslash, “quotes” and Ünïcödé"]
 IMPORTED = '{"messages": [{"role": "user", "content": "Is the harbor far?"}, {"role": "assistant", "content": "No."}]}'
+EXPORTS = {"exported.jsonl": "jsonl", "exported.json": "replay"}
 CONFIG = """\
 [streamchat]
 config_version = 1
 
 [model]
 model = "pythia-70m"
+adapter = "lora"
+decode = "plain"
 device = "cuda:0,1"
 dtype = "bfloat16"
 weights = "int8"
@@ -63,7 +56,7 @@ attention = "eager"
 cache_size = 2048
 compression_ratio = 0.0
 num_sink_tokens = 8
-evict = "tokens"
+evict = "oldest-tokens"
 on_full = "stop"
 
 [generation]
@@ -74,10 +67,18 @@ min_p = 0.05
 repetition_penalty = 1.25
 max_new_tokens = 99
 seed = 7
+dry_multiplier = 0.5
+dry_base = 2.0
+dry_allowed_length = 3
+dry_penalty_last_n = 512
+dry_sequence_breakers = "\\\\n"
+loop_guard = "off"
+speculation = "off"
 
 [chat]
 system_prompt = "You are \\"brief\\".\\nAnd kind."
 chat_format = "plain"
+template_args = { enable_thinking = false }
 
 [sessions]
 save = "always"
@@ -87,6 +88,9 @@ snapshot_turns = 3
 plain = true
 theme = "nord"
 thinking = "hide"
+notify = "bell"
+notify_after_s = 2.5
+window_title = false
 history = false
 metrics_port = 9100
 metrics_host = "0.0.0.0"
@@ -231,15 +235,15 @@ def write_settings(folder: Path) -> dict[str, Any]:
     return asdict(loader.load(config_file=folder / "config.toml", environ={}).settings)
 
 
-def write_all(folder: Path) -> None:
-    """Write every file into the new folder `folder`."""
-    folder.mkdir(parents=True)
+def write_sessions(folder: Path) -> dict[str, Any]:
+    """Write the model, the database, a snapshot, exports and settings into `folder`; return what they must say."""
     write_model(folder / "model")
     with tempfile.TemporaryDirectory() as scratch:
         past, unbroken = (Program(Path(scratch) / name, folder / "model") for name in ("past", "unbroken"))
         session = past.chat([])
         past.run("sessions", "rename", session, TITLE)
-        (folder / "exported.jsonl").write_text(past.run("sessions", "export", session, "--format", "jsonl"), "utf-8")
+        for name, kind in EXPORTS.items():
+            (folder / name).write_text(past.run("sessions", "export", session, "--format", kind), encoding="utf-8")
         foreign = Path(scratch) / "harbor.jsonl"
         foreign.write_text(IMPORTED, encoding="utf-8")
         past.run("sessions", "import", str(foreign))
@@ -247,7 +251,7 @@ def write_all(folder: Path) -> None:
             (folder / "data" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(past.home / "data" / name, folder / "data" / name)
         other = unbroken.chat(NEXT)  # the same conversation in one process: the replies that resuming must give
-        expected = {
+        return {
             "written_by": past.run("--version").strip(),
             "session": session,
             "title": TITLE,
@@ -261,20 +265,3 @@ def write_all(folder: Path) -> None:
             "typed": TYPED,
             "settings": write_settings(folder),
         }
-    text = json.dumps(expected, indent=1, ensure_ascii=False) + "\n"
-    (folder / "expected.json").write_text(text, encoding="utf-8")
-
-
-def main() -> int:
-    """Write the folder of the command line, unless it is there."""
-    parser = argparse.ArgumentParser(prog="python -m tools.old_sessions", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
-    folder = parser.parse_args().folder.absolute()
-    if folder.exists():
-        parser.error(f"{folder} exists; old files are never written again, so name a new folder")
-    write_all(folder)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
