@@ -1,0 +1,61 @@
+"""One run of a target under atheris, in a process of its own: libFuzzer ends it when the time is over.
+
+    python -m tools.fuzz.guided TARGET FOLDER [OPTIONS OF LIBFUZZER ...] [CORPUS ...]
+
+Every new fault is minimized and written to FOLDER, and the search goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from pathlib import Path
+
+import atheris
+
+from tools.fuzz.check import find_fault
+from tools.fuzz.minimize import minimized
+from tools.fuzz.target import load_target
+from tools.fuzz.workplace import workplace
+
+
+def main() -> None:
+    """Run the target until libFuzzer ends the process."""
+    name, folder, *options = sys.argv[1:]
+    out = Path(folder).absolute()
+    options = [option if option.startswith("-") else str(Path(option).absolute()) for option in options]
+    sys.argv = [sys.argv[0], *options]
+    logging.disable()
+    with workplace():
+        target = load_target(name)
+        include = list(target.modules)
+        for module in [each for each in sys.modules if any(f"{each}.".startswith(f"{known}.") for known in include)]:
+            del sys.modules[module]  # imported again, with coverage
+        with atheris.instrument_imports(include=include):
+            target = load_target(name) if _forget(name) else target
+            for data in target.corpus():  # imports that are deferred
+                find_fault(target, data)
+        known: set[tuple[str, str]] = set()
+
+        def test_one(data: bytes) -> None:
+            fault = find_fault(target, data)
+            if fault is None or fault.identity in known:
+                return
+            known.add(fault.identity)
+            small = minimized(target, data, fault)
+            key = hashlib.sha256(small).hexdigest()[:12]
+            (out / f"fault-{key}").write_bytes(small)
+            (out / f"fault-{key}.txt").write_text(f"{fault}\n", encoding="utf-8", errors="backslashreplace")
+
+        atheris.Setup(sys.argv, test_one)
+        atheris.Fuzz()
+
+
+def _forget(name: str) -> bool:
+    """Forget a target's module, which holds functions of modules without coverage."""
+    return sys.modules.pop(f"tools.fuzz.targets.{name}", None) is not None
+
+
+if __name__ == "__main__":
+    main()

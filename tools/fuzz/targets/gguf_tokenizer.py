@@ -1,0 +1,45 @@
+"""The metadata of a GGUF file: its config and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamchat.models.gguf.file import open_gguf, read_config
+from streamchat.models.gguf.tokenizer import build_tokenizer, end_ids, tokenizer_notes
+from streamchat.models.quiet import quiet
+from tools.fuzz.inputs import gguf_file
+from tools.fuzz.target import Target
+
+
+def run(data: bytes) -> None:
+    """Read the config and use the tokenizer."""
+    path = Path("model.gguf")
+    path.unlink(missing_ok=True)  # the reader may still map the last one
+    path.write_bytes(data)
+    with quiet():
+        reader, metadata = open_gguf(path)
+        tokenizer = build_tokenizer(path, metadata, reader)
+        tokenizer_notes(path, metadata)
+        end_ids(metadata)
+        ids = tokenizer("hello <|im_end|>\n 1")["input_ids"]
+        assert isinstance(tokenizer.decode(ids), str)
+        read_config(path, reader, metadata)
+
+
+def seeds() -> dict[str, bytes]:
+    """One file for each way of building a tokenizer."""
+    return {
+        "byte-level": gguf_file("smollm"),
+        "llama-bpe": gguf_file("llama-bpe"),
+        "pieces": gguf_file("", model="llama"),
+    }
+
+
+TARGET = Target(
+    "gguf_tokenizer",
+    run,
+    seeds,
+    ("streamchat.models.gguf", "streamchat.models.folder", "gguf.gguf_reader"),
+    words=(b"tokenizer.ggml.tokens", b"\x08\0\0\0", b"\x09\0\0\0", b"\x06\0\0\0", b"\xff\xff\xff\x7f", b"qwen2", b"llama"),
+    suite_runs=40,
+)

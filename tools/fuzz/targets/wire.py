@@ -1,0 +1,51 @@
+"""Requests and events that another process wrote."""
+
+from __future__ import annotations
+
+import json
+
+from streamchat.base.errors import WireError
+from streamchat.base.requests import Edit, Pin, SetOption, Submit
+from streamchat.base.wire import event_from_json, request_from_json, to_json
+from tools.fuzz.target import Target
+
+
+def run(data: bytes) -> None:
+    """Read it as both; what was read is written and read again."""
+    refusal: WireError | None = None
+    for read in (request_from_json, event_from_json):
+        try:
+            message = read(data)
+            again = read(to_json(message))
+        except WireError as error:
+            refusal = error
+        else:
+            assert to_json(again) == to_json(message)
+            return
+    assert refusal is not None
+    raise refusal
+
+
+def seeds() -> dict[str, bytes]:
+    """Requests, and events with nested figures."""
+    requests = {"submit": Submit("hi"), "edit": Edit("hi"), "set": SetOption("seed", 3), "pin": Pin(2)}
+    cache = {"length": 3, "cache_size": 64, "num_sink_tokens": 4, "pinned_tokens": 0}
+    events = {
+        "delta": {"type": "TextDelta", "turn": 1, "text": "a"},
+        "notice": {"type": "Notice", "text": "a", "level": "warning"},
+        "sampled": {"type": "StatusSampled", "cache": cache, "memory": {"rss_bytes": 1}, "ttft_s": {"float": "inf"}},
+        "loading": {"type": "ModelLoading", "stage": "a", "done": 1, "total": 2},
+    }
+    written = {name: to_json(request).encode() for name, request in requests.items()}
+    return written | {name: json.dumps(event).encode() for name, event in events.items()}
+
+
+TARGET = Target(
+    "wire",
+    run,
+    seeds,
+    ("streamchat.base.wire",),
+    (WireError,),
+    (b'"type"', b'{"float": "nan"}', b"null", b"[]", b'"Submit"', b"true", b"1e400", b"\\ud800", b'"TurnFinished"', b'"stats"'),
+    suite_runs=500,
+)
