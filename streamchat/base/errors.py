@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Literal
 
+from streamchat.base.sanitize import sentence
+
 
 class ExitCode(IntEnum):
     """Exit codes of the process."""
@@ -55,10 +57,14 @@ OUT_OF_MEMORY = (
 
 
 class StreamchatError(Exception):
-    """Base of all errors written for the user: one sentence with the values and the next step."""
+    """Base of all errors written for the user: one printable sentence with the values and the next step."""
 
     exit_code = ExitCode.FAILURE
     title = "streamchat failed"
+
+    def __init__(self, message: str = "") -> None:
+        # A sentence repeats names and values of files, which may have control characters and line ends.
+        super().__init__(sentence(message))
 
 
 class ConfigError(StreamchatError):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streamchat.base.atomic_files import atomic_write
-from streamchat.base.errors import StoreError, reason_of
+from streamchat.base.errors import StoreError, reason_of, short
 from streamchat.cache.checkpoint import CacheCheckpoint
 
 FORMAT = 1
@@ -95,7 +95,9 @@ def load(path: Path) -> Snapshot:
             if not isinstance(facts, dict):
                 raise SnapshotError("its saved cache is damaged")
             if facts["format"] != FORMAT:
-                raise SnapshotError(f"its saved cache has format {facts['format']} and this streamchat reads {FORMAT}")
+                raise SnapshotError(
+                    f"its saved cache has format {short(facts['format'], 40)} and this streamchat reads {FORMAT}"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise SnapshotError("no cache was saved with it") from None

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamchat.base.atomic_files import advice_on
-from streamchat.base.errors import StoreError, reason_of
+from streamchat.base.errors import StoreError, reason_of, short
 
 PROBE_BYTES = 256 * 1024
 """Size of a test write that finds out why SQLite could not write; larger than the files that opening creates."""
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises: the second where its message repeats text of the file that is not valid UTF-8."""
 _damage_advice: Callable[[Path], str] | None = None
 
 
@@ -29,8 +31,8 @@ def as_store_errors(path: Path) -> Iterator[None]:
     """Convert failures of SQLite and of the file system into `StoreError`."""
     try:
         yield
-    except sqlite3.Error as error:
-        raise StoreError(f"{path} cannot be used: {error}; {_advice(path, error)}") from error
+    except SQLITE_ERRORS as error:
+        raise StoreError(f"{path} cannot be used: {text_of(error)}; {_advice(path, error)}") from error
     except OSError as error:
         raise StoreError(f"{path} cannot be used: {reason_of(error)}; {advice_on(error.errno)}") from error
 
@@ -38,7 +40,15 @@ def as_store_errors(path: Path) -> Iterator[None]:
 def is_damage(error: BaseException | None) -> bool:
     """Return whether SQLite found that the file is not a database, is damaged, or lacks a table."""
     name = getattr(error, "sqlite_errorname", "") or ""
-    return name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or name == "SQLITE_ERROR"
+    is_named = name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or name == "SQLITE_ERROR"
+    return is_named or isinstance(error, UnicodeDecodeError)
+
+
+def text_of(error: Exception) -> str:
+    """Return SQLite's message, also one that repeats text that is not valid UTF-8."""
+    if not isinstance(error, UnicodeDecodeError):
+        return str(error)
+    return short(error.object.split(b"\0")[0].decode("utf-8", "replace"))
 
 
 def is_busy(error: BaseException | None) -> bool:
@@ -52,7 +62,7 @@ def is_full(error: BaseException | None) -> bool:
     return getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
 
 
-def _advice(path: Path, error: sqlite3.Error) -> str:
+def _advice(path: Path, error: Exception) -> str:
     if is_full(error):
         return advice_on(errno.ENOSPC)
     if is_damage(error):

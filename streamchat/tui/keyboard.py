@@ -9,14 +9,12 @@ from __future__ import annotations
 import codecs
 import os
 import selectors
-from contextlib import suppress
 
-from textual._parser import ParseError
-from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 
 from streamchat.frontend.suspend import stop_process
 from streamchat.frontend.window_title import WindowTitle
+from streamchat.tui.key_parser import KeyParser
 
 BLOCK_BYTES = 4096
 WAIT_S = 0.1
@@ -118,7 +116,7 @@ class KeyboardDriver(LinuxDriver):
 
     def run_input_thread(self) -> None:
         """Read, filter, parse and dispatch input until the app ends."""
-        parser, guard = XTermParser(self._debug), PasteGuard()
+        parser, guard = KeyParser(self._debug), PasteGuard()
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
@@ -136,6 +134,5 @@ class KeyboardDriver(LinuxDriver):
                 os.read(
                     self.fileno, BLOCK_BYTES
                 )  # discard late terminal responses, so that the shell does not read them
-        with suppress(EOFError, ParseError):
-            for _ in parser.feed(""):
-                pass
+        for _ in parser.end():
+            pass

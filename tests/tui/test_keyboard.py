@@ -7,7 +7,9 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from textual.events import Key, Resize
 
+from streamchat.tui.key_parser import KeyParser
 from streamchat.tui.keyboard import BEGIN, END, PasteGuard
 from tests.support.program import face, sent
 
@@ -37,3 +39,29 @@ def test_bytes_that_are_no_utf8_end_nothing() -> None:
         os.write(child.child_fd, b"caf\xe9 \xff")  # as a Latin-1 terminal sends them
         child.send("ok\r")
         assert sent(child, 1) == ["caf\N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}ok"]
+
+
+ODD_SEQUENCES = (
+    "\x1b[57441;2:3u",  # kitty's report of a released key, if another program has left that mode on
+    "\x1b[97;1:3u",
+    "\x1b[4294967296u",  # not a character
+    "\x1b[9999999999999999999999;5u",
+    "\x1b[48;0;0;0;0t",  # a terminal without a size
+    "\x1b[48;999999;999999;1;1t",
+    "\x1b[<0;1;1M",
+)
+
+
+def test_a_sequence_that_cannot_be_read_is_dropped_and_input_goes_on() -> None:
+    parser = KeyParser()
+    for sequence in ODD_SEQUENCES:
+        events = [*parser.feed(f"{sequence}x")]
+        assert not [event for event in events if isinstance(event, Resize)]
+        assert [event.key for event in events if isinstance(event, Key)] == ["x"], sequence
+    assert [*parser.end()] == []
+
+
+def test_such_sequences_do_not_end_the_app() -> None:
+    with face(shows="Write a message") as child:
+        child.send(f"a{''.join(ODD_SEQUENCES)}b\r")
+        assert sent(child, 1) == ["ab"]

@@ -120,7 +120,7 @@ def run_guided(target: Target, seconds: int, seed: int, work: Path | None) -> Re
             "-print_final_stats=1",
             *([f"-dict={words}"] if target.words else []),
         ]
-        command = [sys.executable, "-m", "tools.fuzz.guided", target.name, str(out), *options]
+        command = [sys.executable, "-m", "tools.fuzz.guided", target.name, str(out), ",".join(target.modules), *options]
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*command, str(found), str(target.folder)], cwd=ROOT, env=environ, capture_output=True, text=True,

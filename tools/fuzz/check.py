@@ -82,8 +82,8 @@ def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/streamchat/" in frame.filename.replace("\\", "/")]
     frame = (ours or frames)[-1]
-    module = frame.filename.replace("\\", "/").rpartition("/streamchat/")[2]
-    return f"{module.rpartition('/tools/')[2]}:{frame.name}"
+    module = re.sub(r".*/(?:streamchat|site-packages|tools)/", "", frame.filename.replace("\\", "/"))
+    return f"{module}:{frame.name}"
 
 
 def _peak_bytes() -> int:

@@ -1,8 +1,9 @@
 """One run of a target under atheris, in a process of its own: libFuzzer ends it when the time is over.
 
-    python -m tools.fuzz.guided TARGET FOLDER [OPTIONS OF LIBFUZZER ...] [CORPUS ...]
+    python -m tools.fuzz.guided TARGET FOLDER MODULES [OPTIONS OF LIBFUZZER ...] [CORPUS ...]
 
-Every new fault is minimized and written to FOLDER, and the search goes on.
+MODULES are those of the target, separated by commas: they must be known before they are imported. Every new fault is
+minimized and written to FOLDER, and the search goes on.
 """
 
 from __future__ import annotations
@@ -22,18 +23,14 @@ from tools.fuzz.workplace import workplace
 
 def main() -> None:
     """Run the target until libFuzzer ends the process."""
-    name, folder, *options = sys.argv[1:]
+    name, folder, modules, *options = sys.argv[1:]
     out = Path(folder).absolute()
     options = [option if option.startswith("-") else str(Path(option).absolute()) for option in options]
     sys.argv = [sys.argv[0], *options]
     logging.disable()
     with workplace():
-        target = load_target(name)
-        include = list(target.modules)
-        for module in [each for each in sys.modules if any(f"{each}.".startswith(f"{known}.") for known in include)]:
-            del sys.modules[module]  # imported again, with coverage
-        with atheris.instrument_imports(include=include):
-            target = load_target(name) if _forget(name) else target
+        with atheris.instrument_imports(include=modules.split(",")):
+            target = load_target(name)
             for data in target.corpus():  # imports that are deferred
                 find_fault(target, data)
         known: set[tuple[str, str]] = set()
@@ -50,11 +47,6 @@ def main() -> None:
 
         atheris.Setup(sys.argv, test_one)
         atheris.Fuzz()
-
-
-def _forget(name: str) -> bool:
-    """Forget a target's module, which holds functions of modules without coverage."""
-    return sys.modules.pop(f"tools.fuzz.targets.{name}", None) is not None
 
 
 if __name__ == "__main__":

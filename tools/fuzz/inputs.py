@@ -13,12 +13,13 @@ TOKENS = ["<unk>", "<|im_start|>", "<|im_end|>", "h", "e", "l", "o", "he", "ll",
 PIECES = ["<unk>", "<s>", "</s>", "▁", "h", "e", "l", "o", "▁he", "ll", "<0x0A>", "  "]
 
 
-def gguf_file(pre: str, *, model: str = "gpt2") -> bytes:
+def gguf_file(pre: str, *, model: str = "gpt2", parts: str = "") -> bytes:
     """Return a tiny GGUF file with a tokenizer and one tensor.
 
     Args:
         pre: Its pre-tokenizer.
         model: Its kind of tokenizer: byte-level ('gpt2') or SentencePiece ('llama').
+        parts: What it says about the number of its parts.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.gguf")
@@ -43,6 +44,8 @@ def gguf_file(pre: str, *, model: str = "gpt2") -> bytes:
             writer.add_token_scores([0.0] * len(PIECES))
             writer.add_token_types([2, 3, 3, *[1] * 7, 6, 4])
             writer.add_add_space_prefix(False)
+        if parts:
+            writer.add_string("split.count", parts)
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
         writer.add_chat_template(TEMPLATE)

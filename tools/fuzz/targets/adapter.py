@@ -44,12 +44,16 @@ def seeds() -> dict[str, bytes]:
     }
 
 
+WORDS = (
+    *b'null [] {} "LORA" "peft_type" "megatron_config" lora_A __metadata__ \\u001b[2J "shape":[]'.split(),
+    b'"streamchat.layers":"{}"',
+    b"\xff" * 8,
+)
 TARGET = Target(
     "adapter",
     run,
     seeds,
     ("streamchat.models.adapters", "streamchat.models.folder"),
-    words=(b"null", b"[]", b"{}", b'"LORA"', b'"peft_type"', b'"megatron_config"', b"lora_A", b"__metadata__", b"\\u001b[2J",
-           b'"streamchat.layers":"{}"', b'"shape":[]', b"\xff" * 8),
+    words=WORDS,
     suite_runs=200,
-)  # fmt: skip
+)

@@ -36,12 +36,17 @@ def seeds() -> dict[str, bytes]:
     }
 
 
+WORDS = (
+    *b"[cache] [keys] [keys.chat] [[ 1979-05-27 inf ctrl+ \\u0007".split(),
+    b'"""',
+    b"'\x1b'",
+    *(name.encode() for name in setting_fields()),
+)
 TARGET = Target(
     "config",
     run,
     seeds,
     ("streamchat.config", "streamchat.repl.keys"),
-    words=(b"[cache]", b"[keys]", b"[keys.chat]", b"[[", b'"""', b"1979-05-27", b"inf", b"'\x1b'", b'"ctrl+"', b"\\u0007",
-           *(name.encode() for name in setting_fields())),
+    words=WORDS,
     suite_runs=200,
-)  # fmt: skip
+)

@@ -36,7 +36,11 @@ def tokenizers() -> tuple[Any, Any]:
 def seeds() -> dict[str, bytes]:
     """Words, characters of several bytes, and reasoning."""
     found = {}
-    for kind, text in (("words", "Tell me a story."), ("letters", "Köln 三 🙂"), ("thought", "<think>\na\n</think>\n\nb")):
+    for kind, text in (
+        ("words", "Tell me a story."),
+        ("letters", "Köln 三 🙂"),
+        ("thought", "<think>\na\n</think>\n\nb"),
+    ):
         for number, tokenizer in enumerate(tokenizers()):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             found[f"{kind}-{number}"] = bytes([number]) + b"".join(token.to_bytes(2, "big") for token in ids)

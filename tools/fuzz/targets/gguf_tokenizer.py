@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from streamchat.base.errors import UnsupportedModelError, refuse
 from streamchat.models.gguf.file import open_gguf, read_config
-from streamchat.models.gguf.tokenizer import build_tokenizer, end_ids, tokenizer_notes
+from streamchat.models.gguf.tokenizer import USE_OTHER_FORMAT, build_tokenizer, tokenizer_notes
 from streamchat.models.quiet import quiet
 from tools.fuzz.inputs import gguf_file
 from tools.fuzz.target import Target
@@ -18,12 +20,21 @@ def run(data: bytes) -> None:
     path.write_bytes(data)
     with quiet():
         reader, metadata = open_gguf(path)
-        tokenizer = build_tokenizer(path, metadata, reader)
         tokenizer_notes(path, metadata)
-        end_ids(metadata)
-        ids = tokenizer("hello <|im_end|>\n 1")["input_ids"]
-        assert isinstance(tokenizer.decode(ids), str)
-        read_config(path, reader, metadata)
+        refusals = []
+        for use in (lambda: read_config(path, reader, metadata), lambda: _use(build_tokenizer(path, metadata, reader))):
+            try:
+                with refuse(f"{path} cannot be read", USE_OTHER_FORMAT):  # as the conversion does
+                    use()
+            except UnsupportedModelError as error:
+                refusals.append(error)
+        if refusals:
+            raise refusals[0]
+
+
+def _use(tokenizer: Any) -> None:
+    ids = tokenizer("hello <|im_end|>\n 1")["input_ids"]
+    assert isinstance(tokenizer.decode(ids), str)
 
 
 def seeds() -> dict[str, bytes]:
@@ -32,6 +43,7 @@ def seeds() -> dict[str, bytes]:
         "byte-level": gguf_file("smollm"),
         "llama-bpe": gguf_file("llama-bpe"),
         "pieces": gguf_file("", model="llama"),
+        "part": gguf_file("smollm", parts="two"),
     }
 
 
@@ -40,6 +52,14 @@ TARGET = Target(
     run,
     seeds,
     ("streamchat.models.gguf", "streamchat.models.folder", "gguf.gguf_reader"),
-    words=(b"tokenizer.ggml.tokens", b"\x08\0\0\0", b"\x09\0\0\0", b"\x06\0\0\0", b"\xff\xff\xff\x7f", b"qwen2", b"llama"),
+    words=(
+        b"tokenizer.ggml.tokens",
+        b"\x08\0\0\0",
+        b"\x09\0\0\0",
+        b"\x06\0\0\0",
+        b"\xff\xff\xff\x7f",
+        b"qwen2",
+        b"llama",
+    ),
     suite_runs=40,
 )

@@ -49,7 +49,7 @@ def seeds() -> dict[str, bytes]:
     return {
         "structure": b"# a\n\n- b\n  1. c\n\n| a | b |\n|---|:-:|\n| c | d |\n\n> q\n\n```py\nx\n```\n",
         "links": b'[a](https://a.b "t") <http://a.b> ![i](x) [j](javascript:alert) [r][1]\n\n[1]: data:text/html,x',
-        "html": b"<script>alert(1)</script> <!-- c --> <![CDATA[x]]> <?php ?> &lt; &#x3c;b onclick=x>\n\n<div>\n\n~~s~~",
+        "html": b"<script>alert(1)</script> <!-- c --> <![CDATA[x]]> <?php ?> &lt; &#x3c;b o=x>\n\n<div>\n\n~~s~~",
         "open": b"```\n<b>\n\n    code\n\n***a **b\n[x",
     }
 

@@ -6,9 +6,9 @@ import codecs
 
 from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyPress
-from textual._xterm_parser import XTermParser
-from textual.events import Paste
+from textual.events import Key, Paste, Resize
 
+from streamchat.tui.key_parser import MAX_CELLS, KeyParser
 from streamchat.tui.keyboard import END, ESCAPE, PasteGuard
 from tools.fuzz.target import Target
 
@@ -17,14 +17,19 @@ def run(data: bytes) -> None:
     """Parse the bytes in blocks whose size the first byte gives."""
     size = (data[0] if data else 0) % 32 + 1
     blocks = [data[at : at + size] for at in range(1, len(data), size)]
-    decoder, guard, parser = codecs.getincrementaldecoder("utf-8")("replace"), PasteGuard(), XTermParser(False)
+    decoder, guard, parser = codecs.getincrementaldecoder("utf-8")("replace"), PasteGuard(), KeyParser()
     for block in blocks:
         text = guard.feed(decoder.decode(block))
         for event in parser.feed(text):
             if isinstance(event, Paste):
                 assert ESCAPE not in event.text
+            if isinstance(event, Resize):
+                assert all(0 < cells <= MAX_CELLS for cells in event.size)
         for _event in parser.tick():
             pass
+    last = [*parser.feed("\x1b[201~x"), *parser.end()][-1]
+    assert isinstance(last, Key), "input goes on"
+    assert last.key == "x"
     keys: list[KeyPress] = []
     prompt = Vt100Parser(keys.append)
     again = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -50,9 +55,27 @@ TARGET = Target(
     "keyboard",
     run,
     seeds,
-    ("streamchat.tui.keyboard", "textual._xterm_parser", "textual._parser", "prompt_toolkit.input"),
+    (
+        "streamchat.tui.keyboard",
+        "streamchat.tui.key_parser",
+        "textual._xterm_parser",
+        "textual._parser",
+        "prompt_toolkit.input",
+    ),
     (),
-    (b"\x1b[200~", b"\x1b[201~", b"\x1b[", b"\x1b", b";", b"u", b"~", b"\x1b[<", b"9999999999999999999", b"\x1b[?", b"\xff"),
+    (
+        b"\x1b[200~",
+        b"\x1b[201~",
+        b"\x1b[",
+        b"\x1b",
+        b";",
+        b"u",
+        b"~",
+        b"\x1b[<",
+        b"9999999999999999999",
+        b"\x1b[?",
+        b"\xff",
+    ),
     max_bytes=512,
     suite_runs=300,
 )

@@ -22,7 +22,7 @@ def run(data: bytes) -> None:
 def seeds() -> dict[str, bytes]:
     """A config, and an index."""
     return {
-        "config": b'{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "text_config": {}}',
+        "config": b'{"architectures": ["LlamaForCausalLM"], "model_type": "a", "hidden_size": 8, "text_config": {}}',
         "index": b'{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}',
         "encoder": b'{"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": true}',
     }

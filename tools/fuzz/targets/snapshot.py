@@ -87,7 +87,19 @@ def seeds() -> dict[str, bytes]:
     }
 
 
-WORDS = (b"null", b"[]", b"{}", b'"a"', b"[[0, 3]]", b'"format"', b"-1", b"1e400", b"[[5, 2]]", b"true", b'"\\u001b[2J"')
+WORDS = (
+    b"null",
+    b"[]",
+    b"{}",
+    b'"a"',
+    b"[[0, 3]]",
+    b'"format"',
+    b"-1",
+    b"1e400",
+    b"[[5, 2]]",
+    b"true",
+    b'"\\u001b[2J"',
+)
 TARGET = Target(
     "snapshot",
     run,

@@ -25,7 +25,11 @@ def run(data: bytes) -> None:
 
 def seeds() -> dict[str, bytes]:
     """Both notations."""
-    return {"object": b'{"a": [1, {"b": null}], "c": "d"}', "words": b'a=1 b="x" c=[1] d=e', "number": b"a=1" + b"0" * 50}
+    return {
+        "object": b'{"a": [1, {"b": null}], "c": "d"}',
+        "words": b'a=1 b="x" c=[1] d=e',
+        "number": b"a=1" + b"0" * 50,
+    }
 
 
 TARGET = Target(

@@ -70,8 +70,10 @@ def seeds() -> dict[str, bytes]:
     }
 
 
-WORDS = (b'"role"', b'"content"', b'"parts"', b'"mapping"', b'"parent"', b'"current_node"', b"null", b'"system"', b"[]",
-         b"{}", b'"settings"', b'"streamchat"', b"\n", b"\\ud800", b"\\u0000", b"\xff\xfe", b"\xef\xbb\xbf", b'"at"')  # fmt: skip
+WORDS = (
+    *b'"role" "content" "parts" "mapping" "parent" "current_node" "system" "settings" "streamchat" null [] {}'.split(),
+    *(b'"at"', b"\n", b"\\ud800", b"\\u0000", b"\xff\xfe", b"\xef\xbb\xbf"),
+)
 TARGET = Target(
     "transcripts",
     run,
