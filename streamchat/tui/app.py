@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +78,8 @@ class StreamchatApp(App[int]):
         self.window_title = WindowTitle(os.environ, is_on=configuration.settings.window_title)
         self.state = ChatState(engine, configuration, watching=watching)
         self.watching = watching
+        self.takes_input = threading.Event()
+        """Set after the first paint; `KeyboardDriver` keeps earlier keys until then."""
         self.failure: ev.EngineFailed | None = None
         """Why the engine failed; None if it did not."""
         self._configuration = configuration
@@ -127,6 +130,7 @@ class StreamchatApp(App[int]):
             self._leaving.watch_signals()
         self.state.engine.subscribe(self._bridge.put)
         self.call_after_refresh(mark, PAINT)
+        self.call_after_refresh(self.takes_input.set)
         self.call_after_refresh(self.state.engine.start)
 
     def on_unmount(self) -> None:

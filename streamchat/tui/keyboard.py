@@ -11,6 +11,8 @@ import os
 import selectors
 
 from textual.drivers.linux_driver import LinuxDriver
+from textual.events import Key, Paste
+from textual.message import Message
 
 from streamchat.frontend.suspend import stop_process
 from streamchat.frontend.window_title import WindowTitle
@@ -63,6 +65,8 @@ class KeyboardDriver(LinuxDriver):
     """
 
     _stopping = False
+    _early: tuple[Message, ...] = ()
+    """Keys and pastes that came before the app could take them."""
 
     def _sigtstp_application(self, *_: object) -> None:
         """SIGTSTP: suspend between two steps of the loop, with the terminal restored."""
@@ -114,6 +118,24 @@ class KeyboardDriver(LinuxDriver):
         if code and self._writer_thread is not None:
             self.write(code)
 
+    def process_message(self, message: Message) -> None:
+        """Pass a message to the app. Keys and pastes wait until it has painted: before that, nothing takes them."""
+        if isinstance(message, Key | Paste) and not self._app_takes_input():
+            self._early = (*self._early, message)
+        else:
+            super().process_message(message)
+
+    def _app_takes_input(self) -> bool:
+        ready = getattr(self._app, "takes_input", None)
+        return ready is None or ready.is_set()
+
+    def _pass_early(self) -> None:
+        """Pass on what was typed while the app started."""
+        if self._early and self._app_takes_input():
+            early, self._early = self._early, ()
+            for message in early:
+                super().process_message(message)
+
     def run_input_thread(self) -> None:
         """Read, filter, parse and dispatch input until the app ends."""
         parser, guard = KeyParser(self._debug), PasteGuard()
@@ -121,6 +143,7 @@ class KeyboardDriver(LinuxDriver):
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
             while not self.exit_event.is_set():
+                self._pass_early()
                 if selector.select(WAIT_S):
                     data = os.read(self.fileno, BLOCK_BYTES)
                     if not data:  # the terminal was closed; SIGHUP follows

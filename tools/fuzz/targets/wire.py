@@ -7,16 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from streamchat.base.errors import WireError
-from streamchat.base.requests import Edit, Pin, SetOption, Submit
+from streamchat.base.requests import Edit, Pin, Request, SetOption, Submit
 from streamchat.base.wire import event_from_json, request_from_json, to_json
 from tools.fuzz.target import Target
+
+READERS: tuple[Callable[[bytes | str], Any], ...] = (request_from_json, event_from_json)
 
 
 def run(data: bytes) -> None:
     """Read it as both; what was read is written and read again."""
     refusal: WireError | None = None
-    readers: tuple[Callable[[bytes | str], Any], ...] = (request_from_json, event_from_json)
-    for read in readers:
+    for read in READERS:
         try:
             message = read(data)
             written = to_json(message)
@@ -32,7 +33,8 @@ def run(data: bytes) -> None:
 
 def seeds() -> dict[str, bytes]:
     """Requests, and events with nested figures."""
-    requests = {"submit": Submit("hi"), "edit": Edit("hi"), "set": SetOption("seed", 3), "pin": Pin(2)}
+    requests: dict[str, Request] = {"submit": Submit("hi"), "edit": Edit("hi"), "set": SetOption("seed", 3)}
+    requests["pin"] = Pin(2)
     cache = {"length": 3, "cache_size": 64, "num_sink_tokens": 4, "pinned_tokens": 0}
     events = {
         "delta": {"type": "TextDelta", "turn": 1, "text": "a"},
