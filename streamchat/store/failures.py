@@ -54,13 +54,13 @@ def reads_rows(
     """Decorate a method that reads rows: a damaged schema gives them other columns, or values of other types."""
 
     @wraps(method)
-    def checked(self: Reader, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def checked(reader: Reader, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
-            return method(self, *args, **kwargs)
+            return method(reader, *args, **kwargs)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StoreError(
-                f"{self.path} cannot be used: its tables are not those of streamchat ({short(error)}); "
-                f"{_damage_advice_for(self.path)}"
+                f"{reader.path} cannot be used: its tables are not those of streamchat ({short(error)}); "
+                f"{_damage_advice_for(reader.path)}"
             ) from error
 
     return checked

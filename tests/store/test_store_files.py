@@ -344,14 +344,14 @@ def damaged_schema(path: Path, *statements: str) -> str:
 )
 def test_tables_with_other_columns_are_told(path: Path, statement: str) -> None:
     session = damaged_schema(path, statement)
-    with pytest.raises(StoreError, match=r"its tables are not those of streamchat \(.+\); the file is damaged"):
-        with Store(path) as store:
-            store.load(session)
+    told = r"its tables are not those of streamchat \(.+\); the file is damaged"
+    with Store(path) as store, pytest.raises(StoreError, match=told):
+        store.load(session)
 
 
 def test_a_schema_that_is_not_utf8_is_told(path: Path) -> None:
     broken = "CAST(replace(CAST(sql AS TEXT), 'DEFAULT', CAST(x'4445ff4155' AS TEXT)) AS TEXT)"
     damaged_schema(path, f"UPDATE sqlite_schema SET sql = {broken} WHERE name = 'sessions'")
     for use in (Store, examine):
-        with pytest.raises(StoreError, match="malformed database schema .*; the file is damaged"):
+        with pytest.raises(StoreError, match=r"malformed database schema .*; the file is damaged"):
             use(path)

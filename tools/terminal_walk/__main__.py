@@ -5,8 +5,8 @@
 A tiny random model answers. Steps are messages, commands, pastes, keys, resizes, probes, quits with a resume, and
 SIGTERM. It must hold that the exit code is 0 (143 after SIGTERM); that the screen never shows more cached tokens than
 the budget; that the edge of memory never rises but by what restores tokens, such as /undo; that a typed word is on the
-screen within --limit seconds; and that the terminal is as it was when the program has ended. The same seed takes the
-same steps. Walks that follow each other have consecutive seeds.
+screen within --limit seconds of CPU time; and that the terminal is as it was when the program has ended. The same seed
+takes the same steps, though not at the same moments of a reply. Further walks have the seeds that follow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200, help="steps of a walk (default: %(default)s)")
     parser.add_argument("--walks", type=int, default=1, help="number of walks (default: %(default)s)")
     parser.add_argument("--front-end", choices=("app", "prompt", "both"), default="both")
-    parser.add_argument("--limit", type=float, default=2.0, help="seconds until a typed word is shown (default: 2)")
+    parser.add_argument("--limit", type=float, default=2.0, help="CPU seconds until a typed word is shown (default: 2)")
     args = parser.parse_args(argv)
     front_ends = [name for name in FRONT_ENDS if args.front_end in (name, "both")]
     failures = 0
@@ -54,9 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_model(folder: Path) -> Path:
     """Write a tiny random model, and return its folder."""
+    from streamchat.models.quiet import quiet
     from tests.support.models_help import save, tiny_llama
 
-    return save(tiny_llama(max_position_embeddings=2048), folder)
+    with quiet():
+        return save(tiny_llama(max_position_embeddings=2048), folder)
 
 
 if __name__ == "__main__":

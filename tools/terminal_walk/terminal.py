@@ -12,12 +12,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pexpect
+import psutil
 import pyte
 
 _MODE = re.compile(rb"\x1b\[\?([\d;]+)([hl])")
 _KITTY = re.compile(rb"\x1b\[([<>])\d*u")
 _DEFAULT_ON = {7, 25}
 """Private modes that a terminal has on: line wrap, and the cursor."""
+
+
+class _Screen(pyte.Screen):
+    """A screen whose answers, such as the position of the cursor, reach the program."""
+
+    def __init__(self, columns: int, rows: int, answer: Callable[[str], None]) -> None:
+        super().__init__(columns, rows)
+        self._send = answer
+
+    def write_process_input(self, data: str) -> None:
+        """Send an answer."""
+        self._send(data)
 
 
 class Terminal:
@@ -33,8 +46,9 @@ class Terminal:
         self.columns, self.rows = 100, 30
         self._modes: dict[int, bool] = {}
         self._kitty = 0
+        self._cpu_s = 0.0
         self._tail = b""
-        self._screen: Any = pyte.Screen(self.columns, self.rows)
+        self._screen = _Screen(self.columns, self.rows, self._answer)
         self._stream: Any = pyte.ByteStream(self._screen)
         self._child: pexpect.spawn[bytes] = pexpect.spawn(
             sys.executable, list(command), env=env, dimensions=(self.rows, self.columns), timeout=60
@@ -42,7 +56,6 @@ class Terminal:
         self._child.delaybeforesend = None
         self._before = self._settings = termios.tcgetattr(self._child.child_fd)
 
-    @property
     def is_alive(self) -> bool:
         """Whether the program runs."""
         return bool(self._child.isalive())
@@ -52,6 +65,13 @@ class Terminal:
         """The id of the process."""
         assert self._child.pid is not None
         return self._child.pid
+
+    def cpu_s(self) -> float:
+        """Return the CPU time that the program has used; that of the last call once it has ended."""
+        with contextlib.suppress(psutil.Error):
+            used = psutil.Process(self.process).cpu_times()
+            self._cpu_s = used.user + used.system
+        return self._cpu_s
 
     @property
     def row(self) -> int:
@@ -94,7 +114,7 @@ class Terminal:
         """Read until `condition` holds; return whether it does within this time."""
         end = time.monotonic() + seconds
         while not condition():
-            if time.monotonic() > end or not self.is_alive:
+            if time.monotonic() > end or not self.is_alive():
                 self.read(0.05)
                 return condition()
             self.read(0.02)
@@ -102,9 +122,9 @@ class Terminal:
 
     def exit_code(self, seconds: float) -> int | None:
         """Return the exit code once the program has ended, minus the signal's number; None if it has not."""
-        self.wait(lambda: not self.is_alive, seconds)
+        self.wait(lambda: not self.is_alive(), seconds)
         self.read(0.1)
-        if self.is_alive:
+        if self.is_alive():
             return None
         self._settings = termios.tcgetattr(self._child.child_fd)
         self._child.close()
@@ -123,6 +143,11 @@ class Terminal:
         if self._settings != self._before:
             left.append("echo, line editing, or other settings differ")
         return left
+
+    def _answer(self, text: str) -> None:
+        """Send what a terminal answers, such as the position of the cursor."""
+        with contextlib.suppress(OSError):
+            self._child.send(text.encode())
 
     def _take(self, data: bytes) -> None:
         self._stream.feed(data)
