@@ -39,7 +39,7 @@ from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import add_app_commands
 from streamchat.tui.leaving import Leaving, report_unsent
 from streamchat.tui.pace import CollectionPace
-from streamchat.tui.palette import palette_entries
+from streamchat.tui.palette import Palette, palette_entries
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.state import ChatState
 from streamchat.tui.terminal import guarded_driver, guarded_terminal
@@ -94,6 +94,11 @@ class StreamchatApp(App[int]):
         self._attention = AttentionCall(
             lambda: engine.settings, lambda: not self.app_focus and self.state.outbox.phase is Phase.IDLE
         )
+
+    def action_command_palette(self) -> None:
+        """Open the command palette."""
+        if not isinstance(self.screen, Palette):
+            self.push_screen(Palette(id="--command-palette"))
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's driver, with safe pastes and suspension (see `keyboard`)."""

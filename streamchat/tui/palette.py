@@ -1,11 +1,17 @@
-"""Entries of the command palette: actions with a key, and slash commands."""
+"""The command palette and its entries: actions with a key, and slash commands."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+from textual import work
 from textual.app import App, SystemCommand
+from textual.await_complete import AwaitComplete
+from textual.command import CommandPalette
+from textual.css.query import NoMatches
+from textual.message import Message
+from textual.widgets import Input, OptionList
 
 from streamchat.tui.bindings import hint
 from streamchat.tui.screens.chat import ChatScreen
@@ -15,6 +21,38 @@ UNDER_ANOTHER_NAME = {
     *("clear", "copy", "help", "model", "queue", "quit", "recall", "sessions", "settings", "sidebar", "theme"),
 }
 """Slash commands that the palette already offers."""
+
+
+_FROM_WIDGETS = (Input.Changed, Input.Submitted, OptionList.OptionSelected, OptionList.OptionHighlighted)
+
+
+class Palette(CommandPalette):
+    """Textual's palette, which ignores what its widgets said before it was closed.
+
+    Keys typed quickly before Escape are handled after it, when the widgets are gone; Textual's palette then ends the
+    app.
+    """
+
+    _is_closed = False
+
+    def dismiss(self, result: Any = None) -> AwaitComplete:
+        """Close the palette."""
+        self._is_closed = True
+        self._stop_no_matches_countdown()
+        return super().dismiss(result)
+
+    async def _dispatch_message(self, message: Message) -> None:
+        if not (self._is_closed and isinstance(message, _FROM_WIDGETS)):
+            await super()._dispatch_message(message)
+
+    @work(exclusive=True, group=CommandPalette._GATHER_COMMANDS_GROUP)
+    async def _gather_commands(self, search_value: str) -> None:
+        gather: Any = CommandPalette._gather_commands
+        try:
+            await gather.__wrapped__(self, search_value)
+        except NoMatches:
+            if not self._is_closed:
+                raise
 
 
 def palette_entries(app: App[Any], chat: ChatScreen) -> Iterable[SystemCommand]:

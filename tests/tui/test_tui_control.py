@@ -8,7 +8,9 @@ import weakref
 from pathlib import Path
 
 import pytest
+from textual.command import CommandPalette
 from textual.events import Paste
+from textual.widgets import Input
 
 from streamchat.base import paths
 from streamchat.base.requests import CountTokens, Submit, SwitchModel
@@ -421,6 +423,25 @@ async def test_the_palette_has_every_command_that_needs_no_argument() -> None:
         titles = {command.title for command in driver.app.get_system_commands(driver.app.screen)}
         assert {"/pin", "Models", "/stats", "/set", "Context map", "Panel: Speed", "Editor", "Reasoning"} <= titles
         assert "/read" not in titles
+
+
+async def test_what_was_typed_into_the_palette_before_it_was_closed_ends_nothing() -> None:
+    """On a busy machine, the last letters are handled after Escape."""
+    async with driving(ScriptedEngine()) as driver:
+        driver.app.action_command_palette()
+        await driver.until(lambda: driver.shows(CommandPalette))
+        palette = driver.app.screen
+        assert isinstance(palette, CommandPalette)
+        driver.app.action_command_palette()
+        await driver.pilot.press("m", "o")
+        field = palette.query_one(Input)
+        palette.dismiss()
+        await driver.until(lambda: not driver.shows(CommandPalette) and not palette.query(Input))
+        palette._gather_commands("mo")
+        palette._list_visible = True
+        await palette._dispatch_message(Input.Submitted(field, "mo"))
+        await driver.ask("hi")
+        assert driver.app._exception is None
 
 
 # --- small terminals and the first paint ------------------------------------------------------------------------

@@ -5,8 +5,9 @@
 A tiny random model answers. Steps are messages, commands, pastes, keys, resizes, probes, quits with a resume, and
 SIGTERM. It must hold that the exit code is 0 (143 after SIGTERM); that the screen never shows more cached tokens than
 the budget; that the edge of memory never rises but by what restores tokens, such as /undo; that a typed word is on the
-screen within --limit seconds of CPU time; and that the terminal is as it was when the program has ended. The same seed
-takes the same steps, though not at the same moments of a reply. Further walks have the seeds that follow.
+screen within --limit seconds of CPU time, and also if it was typed before the first paint; and that the terminal is as
+it was when the program has ended. The same seed takes the same steps, though not at the same moments of a reply.
+Further walks have the seeds that follow.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from streamchat.store.store import Store
+from streamchat.telemetry.log_file import log_path
 from tools.terminal_walk.properties import ScreenProperties
 from tools.terminal_walk.steps import RESTORING, FrontEnd, Step
 from tools.terminal_walk.terminal import Terminal
@@ -20,7 +21,8 @@ HANG_S = 120.0
 """After this time the program hangs, however busy the machine is."""
 TOOLBAR = re.compile(r"cache [\d,]+/[\d,]+ \[#*\.*\]")
 """The line under the prompt, which is there while the prompt takes input."""
-ESCAPE, INTERRUPT = b"\x1b", b"\x03"
+ESCAPE, INTERRUPT, BACKSPACE = b"\x1b", b"\x03", b"\x7f"
+EARLY = b"early"
 
 
 class WalkError(Exception):
@@ -72,15 +74,19 @@ class Walk:
                 self.findings.taken[step.kind] += 1
             self._quit()
         except WalkError as error:
-            lines = "\n".join(["", *latest, "", *self.terminal.lines()])
+            lines = "\n".join(["", *latest, "", *self.terminal.lines(), *_log()])
             raise WalkError(f"{error}{lines}") from None
         finally:
             self.terminal.kill()
 
     def _start(self, *arguments: str) -> Terminal:
         terminal = Terminal([*self._command, *arguments], {})
+        terminal.send(EARLY)  # before it has set up anything
         if not terminal.wait(lambda: any(self._is_ready(line) for line in terminal.lines()), HANG_S):
             raise WalkError(f"the program was not ready within {HANG_S:g} s")
+        if not terminal.wait(lambda: any(EARLY.decode() in line for line in terminal.lines()), HANG_S):
+            raise WalkError("what was typed before the first paint is lost")
+        terminal.send(BACKSPACE * len(EARLY))
         return terminal
 
     def _start_again(self) -> Terminal:
@@ -153,7 +159,7 @@ class Walk:
         if not is_shown or seconds > self._limit_s:
             state = f"after {seconds:.1f} s of CPU time" if is_shown else "not at all"
             raise WalkError(f"{word!r} was typed and came to the screen {state}")
-        self.terminal.send(b"\x7f" * len(word))
+        self.terminal.send(BACKSPACE * len(word))
 
     def _quit(self) -> None:
         self._settle()
@@ -172,3 +178,9 @@ class Walk:
             raise WalkError(f"the program ended with exit code {code}, not {expected}")
         if left := self.terminal.unrestored():
             raise WalkError(f"the terminal is not restored: {', '.join(left)}")
+
+
+def _log() -> list[str]:
+    """Return the last lines of the program's log."""
+    path = log_path()
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-40:] if path.exists() else []
