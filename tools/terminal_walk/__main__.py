@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.fuzz.workplace import workplace
-from tools.terminal_walk.steps import FRONT_ENDS, steps
+from tools.terminal_walk.steps import FRONT_ENDS, FrontEnd, steps
 from tools.terminal_walk.walk import Walk, WalkError
 
 
@@ -35,22 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     front_ends = [name for name in FRONT_ENDS if args.front_end in (name, "both")]
     failures = 0
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
-    with workplace() as folder:
-        model = write_model(folder / "model")
-        for seed in range(args.seed, args.seed + args.walks):
-            for front_end in front_ends:
-                walk = Walk(front_end, model, args.limit)
-                where = f"{front_end}, seed {seed}, {args.steps} steps"
-                try:
-                    walk.take(steps(seed, args.steps, front_end))
-                except WalkError as error:
-                    failures += 1
-                    print(f"{where}: {error}", flush=True)
-                    continue
-                found = walk.findings
-                taken = ", ".join(f"{count} {kind}" for kind, count in sorted(found.taken.items()))
-                print(f"{where}: held ({taken}; slowest word {found.slowest_s:.2f} s)", flush=True)
+    for seed in range(args.seed, args.seed + args.walks):
+        for front_end in front_ends:
+            failures += not _walk(front_end, seed, args.steps, args.limit)
     return int(failures > 0)
+
+
+def _walk(front_end: FrontEnd, seed: int, count: int, limit_s: float) -> bool:
+    """Take one walk, print a line about it, and return whether everything held."""
+    where = f"{front_end}, seed {seed}, {count} steps"
+    with workplace() as folder:
+        walk = Walk(front_end, write_model(folder / "model"), limit_s)
+        try:
+            walk.take(steps(seed, count, front_end))
+        except WalkError as error:
+            print(f"{where}: {error}", flush=True)
+            return False
+    found = walk.findings
+    taken = ", ".join(f"{number} {kind}" for kind, number in sorted(found.taken.items()))
+    print(f"{where}: held ({taken}; slowest word {found.slowest_s:.2f} s, {found.typed_again} twice)", flush=True)
+    return True
 
 
 def write_model(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
 import termios
 import time
@@ -67,10 +68,11 @@ class Terminal:
         return self._child.pid
 
     def cpu_s(self) -> float:
-        """Return the CPU time that the program has used; that of the last call once it has ended."""
+        """Return the CPU time of the program's first thread, which has the screen; the last one after its end."""
         with contextlib.suppress(psutil.Error):
-            used = psutil.Process(self.process).cpu_times()
-            self._cpu_s = used.user + used.system
+            for thread in psutil.Process(self.process).threads():
+                if thread.id == self.process:
+                    self._cpu_s = thread.user_time + thread.system_time
         return self._cpu_s
 
     @property
@@ -132,7 +134,11 @@ class Terminal:
 
     def kill(self) -> None:
         """End the program at once."""
-        self._child.close(force=True)
+        if self.is_alive():
+            self._child.kill(signal.SIGKILL)
+            self.wait(lambda: not self.is_alive(), 60)
+        with contextlib.suppress(OSError):
+            self._child.close()
 
     def unrestored(self) -> list[str]:
         """Return what of the terminal is not as it was before the program; for use after its end."""
