@@ -20,6 +20,8 @@ from streamchat.cache.checkpoint import CacheCheckpoint
 
 FORMAT = 1
 """Format version of the file; a program reads only its own version."""
+LATEST_INDEX = 2**62
+"""Limit of indices and counts, which a tensor can hold."""
 _KEY = "streamchat"
 _IDS, _GENERATOR = "ids", "generator"
 _PAIRS = {
@@ -126,11 +128,13 @@ def _snapshot(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Snapshot:
         _runs(cache["pins"]),
         _counts(cache["turn_starts"]),
         compressions,
-        dict(cache["plain"]),
+        cache["plain"],
         bool(cache["stale"]),
     )
-    if not isinstance(facts["settings"], dict):
-        raise TypeError("settings")
+    texts = [facts[name] for name in ("session", "fingerprint", "dtype")] + list(cache["plain"])
+    are_objects = isinstance(facts["settings"], dict) and isinstance(cache["plain"], dict)
+    if not are_objects or not all(isinstance(text, str) for text in texts):
+        raise TypeError("settings or texts")
     return Snapshot(
         facts["session"],
         checkpoint,
@@ -157,7 +161,7 @@ def _check_shapes(tensors: dict[str, Tensor]) -> None:
 
 
 def _counts(values: list[Any]) -> tuple[int, ...]:
-    if not all(isinstance(value, int) and value >= 0 for value in values):
+    if not all(type(value) is int and 0 <= value <= LATEST_INDEX for value in values):
         raise TypeError(f"{values} are not counts")
     return tuple(values)
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 import sys
 from pathlib import Path
 
 import atheris
 
 from tools.fuzz.check import find_fault
+from tools.fuzz.json_mutate import mutate_json
 from tools.fuzz.minimize import minimized
+from tools.fuzz.mutate import JSON_SHARE
 from tools.fuzz.target import load_target
 from tools.fuzz.workplace import workplace
 
@@ -45,7 +48,13 @@ def main() -> None:
             (out / f"fault-{key}").write_bytes(small)
             (out / f"fault-{key}.txt").write_text(f"{fault}\n", encoding="utf-8", errors="backslashreplace")
 
-        atheris.Setup(sys.argv, test_one)
+        def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+            rng = random.Random(seed)
+            changed = mutate_json(rng, data) if rng.random() < JSON_SHARE else None
+            mutated: bytes = atheris.Mutate(data, max_size) if changed is None else changed[:max_size]
+            return mutated
+
+        atheris.Setup(sys.argv, test_one, custom_mutator=mutate)
         atheris.Fuzz()
 
 

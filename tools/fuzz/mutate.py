@@ -5,6 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
+from tools.fuzz.json_mutate import mutate_json
+
+JSON_SHARE = 0.5
+"""Share of changes that keep JSON valid, where there is any."""
 NUMBERS = (b"0", b"-1", b"1e999", b"NaN", b"9" * 400, b"4294967296", b"-9223372036854775809", b"0.1")
 BYTES = (b"\0", b"\xff", b"\x1b[2J", b"\x7f", b"\xc2\x85", b"\xe2\x80\xa8", b"\xed\xa0\x80", b"\xf0\x9f\x98\x80", b"\\")
 BRACKETS = (b"[" * 3000, b'{"a":' * 2000, b"(" * 500)
@@ -18,7 +22,8 @@ def mutations(
     for _ in range(count):
         data = rng.choice(corpus)
         for _ in range(rng.choice((1, 1, 2, 3, 8))):
-            data = _changed(rng, data, corpus, words)
+            changed = mutate_json(rng, data) if rng.random() < JSON_SHARE else None
+            data = _changed(rng, data, corpus, words) if changed is None else changed
         yield data[:max_bytes]
 
 

@@ -38,7 +38,9 @@ def run(data: bytes) -> None:
     assert isinstance(loaded.settings, dict)
     assert isinstance(checkpoint, CacheCheckpoint)
     assert all(first <= stop for first, stop in (*checkpoint.runs, *checkpoint.pins))
+    assert isinstance(checkpoint.plain, dict)
     assert all(isinstance(name, str) for name in checkpoint.plain)
+    assert 0 <= checkpoint.next_index < 2**63
 
 
 def _tensors() -> dict[str, torch.Tensor]:
