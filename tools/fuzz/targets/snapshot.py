@@ -78,14 +78,23 @@ def _write(path: Path, facts: Any) -> None:
 
 
 def seeds() -> dict[str, bytes]:
-    """Facts, facts of another version, and a whole file."""
+    """Facts, facts of another version, facts of other types, and a whole file."""
     facts = _facts()
+    cache = facts["cache"]
+    wrong = {
+        "session": {**facts, "session": 5},
+        "dtype": {**facts, "dtype": []},
+        "format": {**facts, "format": "\x1b[2J\n" * 100},
+        "plain": {**facts, "cache": {**cache, "plain": [["a", 1]]}},
+        "index": {**facts, "cache": {**cache, "next_index": 10**30}},
+    }
     whole = {**facts, "checksum": snapshots._checksum(_tensors(), dict(facts))}
     file = save(_tensors(), {snapshots._KEY: json.dumps(whole)})
     return {
         "facts": FACTS + json.dumps(facts).encode(),
         "old": FACTS + json.dumps({**facts, "format": 0}).encode(),
         "file": FILE + file,
+        **{name: FACTS + json.dumps(each).encode() for name, each in wrong.items()},
     }
 
 
