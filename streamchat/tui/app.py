@@ -19,7 +19,7 @@ from textual.binding import BindingType
 from textual.driver import Driver
 from textual.notifications import Notify
 from textual.screen import Screen
-from textual.theme import Theme
+from textual.theme import Theme, ThemeProvider
 
 from streamchat.base import events as ev
 from streamchat.base.colors import is_color_forbidden
@@ -99,6 +99,10 @@ class StreamchatApp(App[int]):
         """Open the command palette."""
         if not isinstance(self.screen, Palette):
             self.push_screen(Palette(id="--command-palette"))
+
+    def search_themes(self) -> None:
+        """Open the list of themes."""
+        self.push_screen(Palette(providers=[ThemeProvider], placeholder="Search for themes…"))
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's driver, with safe pastes and suspension (see `keyboard`)."""

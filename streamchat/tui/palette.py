@@ -10,6 +10,7 @@ from textual.app import App, SystemCommand
 from textual.await_complete import AwaitComplete
 from textual.command import CommandPalette
 from textual.css.query import NoMatches
+from textual.events import Mount
 from textual.message import Message
 from textual.widgets import Input, OptionList
 
@@ -23,26 +24,23 @@ UNDER_ANOTHER_NAME = {
 """Slash commands that the palette already offers."""
 
 
-_FROM_WIDGETS = (Input.Changed, Input.Submitted, OptionList.OptionSelected, OptionList.OptionHighlighted)
+_NEEDS_THE_SCREEN = (Mount, Input.Changed, Input.Submitted, OptionList.OptionSelected, OptionList.OptionHighlighted)
 
 
 class Palette(CommandPalette):
-    """Textual's palette, which ignores what its widgets said before it was closed.
+    """Textual's palette, which ignores what arrives after it was closed.
 
-    Keys typed quickly before Escape are handled after it, when the widgets are gone; Textual's palette then ends the
-    app.
+    On a busy machine, Escape may be handled before the palette has been drawn, or before the letters that were typed
+    just before it. The palette is then no longer on the stack of screens, and Textual's ends the app.
     """
-
-    _is_closed = False
 
     def dismiss(self, result: Any = None) -> AwaitComplete:
         """Close the palette."""
-        self._is_closed = True
         self._stop_no_matches_countdown()
         return super().dismiss(result)
 
     async def _dispatch_message(self, message: Message) -> None:
-        if not (self._is_closed and isinstance(message, _FROM_WIDGETS)):
+        if not (self._is_gone() and isinstance(message, _NEEDS_THE_SCREEN)):
             await super()._dispatch_message(message)
 
     @work(exclusive=True, group=CommandPalette._GATHER_COMMANDS_GROUP)
@@ -51,8 +49,11 @@ class Palette(CommandPalette):
         try:
             await gather.__wrapped__(self, search_value)
         except NoMatches:
-            if not self._is_closed:
+            if not self._is_gone():
                 raise
+
+    def _is_gone(self) -> bool:
+        return self not in self.app.screen_stack
 
 
 def palette_entries(app: App[Any], chat: ChatScreen) -> Iterable[SystemCommand]:

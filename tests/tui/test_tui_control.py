@@ -444,6 +444,17 @@ async def test_what_was_typed_into_the_palette_before_it_was_closed_ends_nothing
         assert driver.app._exception is None
 
 
+@pytest.mark.parametrize("action", ["action_command_palette", "search_themes"])
+async def test_a_palette_that_is_closed_before_it_is_drawn_ends_nothing(action: str) -> None:
+    async with driving(ScriptedEngine()) as driver:
+        getattr(driver.app, action)()
+        palette = driver.app.screen
+        assert isinstance(palette, CommandPalette)
+        palette.dismiss()
+        await driver.ask("hi")
+        assert driver.app._exception is None
+
+
 # --- small terminals and the first paint ------------------------------------------------------------------------
 
 
