@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = target_names() if args.all else args.targets
     if not names or (wrong := [name for name in names if name not in target_names()]):
         parser.error(f"{wrong[0]!r} is not a target" if names else "give a target, or --all")
+    if not (args.plain or args.write_corpus or importlib.util.find_spec("atheris")):
+        parser.error("atheris is not installed; run: pip install 'streamchat[fuzz]', or give --plain")
     faults = 0
     for name in names:
         target = load_target(name)
