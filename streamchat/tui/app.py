@@ -98,7 +98,7 @@ class StreamchatApp(App[int]):
     def action_command_palette(self) -> None:
         """Open the command palette."""
         if not isinstance(self.screen, Palette):
-            self.push_screen(Palette(id="--command-palette"))
+            self.push_screen(Palette())  # without an id: the last one may not be removed yet
 
     def search_themes(self) -> None:
         """Open the list of themes."""
