@@ -10,12 +10,10 @@ from textual.app import App, SystemCommand
 from textual.await_complete import AwaitComplete
 from textual.command import CommandPalette
 from textual.css.query import NoMatches
-from textual.events import Mount
-from textual.message import Message
-from textual.widgets import Input, OptionList
 
 from streamchat.tui.bindings import hint
 from streamchat.tui.screens.chat import ChatScreen
+from streamchat.tui.screens.closable import Closable
 from streamchat.tui.widgets.section import Section
 
 UNDER_ANOTHER_NAME = {
@@ -24,24 +22,13 @@ UNDER_ANOTHER_NAME = {
 """Slash commands that the palette already offers."""
 
 
-_NEEDS_THE_SCREEN = (Mount, Input.Changed, Input.Submitted, OptionList.OptionSelected, OptionList.OptionHighlighted)
-
-
-class Palette(CommandPalette):
-    """Textual's palette, which ignores what arrives after it was closed.
-
-    On a busy machine, Escape may be handled before the palette has been drawn, or before the letters that were typed
-    just before it. The palette is then no longer on the stack of screens, and Textual's ends the app.
-    """
+class Palette(Closable, CommandPalette):
+    """Textual's palette, which may be closed at any moment."""
 
     def dismiss(self, result: Any = None) -> AwaitComplete:
         """Close the palette."""
         self._stop_no_matches_countdown()
         return super().dismiss(result)
-
-    async def _dispatch_message(self, message: Message) -> None:
-        if not (self._is_gone() and isinstance(message, _NEEDS_THE_SCREEN)):
-            await super()._dispatch_message(message)
 
     @work(exclusive=True, group=CommandPalette._GATHER_COMMANDS_GROUP)
     async def _gather_commands(self, search_value: str) -> None:
@@ -49,11 +36,8 @@ class Palette(CommandPalette):
         try:
             await gather.__wrapped__(self, search_value)
         except NoMatches:
-            if not self._is_gone():
+            if not self.is_gone:
                 raise
-
-    def _is_gone(self) -> bool:
-        return self not in self.app.screen_stack
 
 
 def palette_entries(app: App[Any], chat: ChatScreen) -> Iterable[SystemCommand]:

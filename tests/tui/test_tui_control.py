@@ -8,6 +8,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from textual.app import App
 from textual.command import CommandPalette
 from textual.events import Paste
 from textual.widgets import Input
@@ -18,6 +19,8 @@ from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.frontend.outbox import Phase
 from streamchat.tui.app import StreamchatApp
+from streamchat.tui.screens.chat import ChatScreen
+from streamchat.tui.screens.closable import Closable
 from streamchat.tui.themes import user_themes
 from streamchat.tui.widgets.completion import Completions
 from streamchat.tui.widgets.thinking import Thinking
@@ -444,15 +447,19 @@ async def test_what_was_typed_into_the_palette_before_it_was_closed_ends_nothing
         assert driver.app._exception is None
 
 
-@pytest.mark.parametrize("action", ["action_command_palette", "search_themes"])
-async def test_a_palette_that_is_closed_before_it_is_drawn_ends_nothing(action: str) -> None:
+PALETTES = ("command_palette", "change_theme")
+SCREENS = ("open_help", "sessions", "models", "settings", "recall")
+
+
+@pytest.mark.parametrize("action", [*PALETTES, *SCREENS])
+async def test_a_screen_that_is_closed_before_it_is_drawn_ends_nothing(action: str) -> None:
     async with driving(ScriptedEngine()) as driver:
-        getattr(driver.app, action)()
-        palette = driver.app.screen
-        assert isinstance(palette, CommandPalette)
-        palette.dismiss()
-        getattr(driver.app, action)()  # the first one is not removed yet
-        driver.app.screen.dismiss()
+        owner: App[int] | ChatScreen = driver.app if action in PALETTES else driver.chat
+        for _ in range(2):  # again while the first one is removed
+            getattr(owner, f"action_{action}")()
+            screen = driver.app.screen
+            assert isinstance(screen, Closable)
+            screen.dismiss()
         await driver.ask("hi")
         assert driver.app._exception is None
 
