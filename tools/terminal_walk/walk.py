@@ -22,6 +22,7 @@ HANG_S = 120.0
 TOOLBAR = re.compile(r"cache [\d,]+/[\d,]+ \[#*\.*\]")
 """The line under the prompt, which is there while the prompt takes input."""
 ESCAPE, INTERRUPT, BACKSPACE = b"\x1b", b"\x03", b"\x7f"
+CLICK_ON_INPUT = b"\x1b[<0;6;28M\x1b[<0;6;28m"
 EARLY = b"early"
 
 
@@ -138,6 +139,8 @@ class Walk:
             for _ in range(3):
                 terminal.send(ESCAPE)
                 terminal.read(0.2)
+            terminal.send(CLICK_ON_INPUT)  # another widget may have the focus
+            terminal.read(0.2)
         else:
             terminal.wait(lambda: any(TOOLBAR.search(line) for line in terminal.lines()), HANG_S)
         terminal.send(b"x")  # the input has text, so that this clears it and does not quit
@@ -181,7 +184,11 @@ class Walk:
         if not self.terminal.is_alive():
             self._check_end(0)
             return
-        self.terminal.send(b"\x11" if self._front_end == "app" else b"\x04")
+        for _ in range(3):  # Ctrl+D ends the prompt only if nothing was typed while a reply was stopped
+            self.terminal.send(b"\x11" if self._front_end == "app" else b"\x04")
+            if self.terminal.wait(lambda: not self.terminal.is_alive(), 10):
+                break
+            self._settle()
         self._check_end(0)
 
     def _check_end(self, expected: int) -> None:
