@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Literal
 
+from streamchat.base.sanitize import encodable, sentence
+
 
 class ExitCode(IntEnum):
     """Exit codes of the process."""
@@ -55,10 +57,14 @@ OUT_OF_MEMORY = (
 
 
 class StreamchatError(Exception):
-    """Base of all errors written for the user: one sentence with the values and the next step."""
+    """Base of all errors written for the user: one printable sentence with the values and the next step."""
 
     exit_code = ExitCode.FAILURE
     title = "streamchat failed"
+
+    def __init__(self, message: str = "") -> None:
+        # A sentence repeats names and values of files, which may have control characters and line ends.
+        super().__init__(sentence(message))
 
 
 class ConfigError(StreamchatError):
@@ -167,9 +173,9 @@ def reason_of(error: object) -> str:
 def short(error: object, limit: int = 160) -> str:
     """Return the text of a library's error for use inside a sentence.
 
-    The text is on one line, without control characters and without a final period, cut at `limit` characters.
+    The text is on one line, without control characters, surrogates and a final period, cut at `limit` characters.
     """
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(error)).strip() or type(error).__name__
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", encodable(str(error))).strip() or type(error).__name__
     return (text if len(text) <= limit else text[: limit - 1].rstrip() + "…").rstrip(".")
 
 

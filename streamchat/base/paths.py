@@ -15,10 +15,10 @@ _DIRS = PlatformDirs("streamchat", appauthor=False)
 
 
 def user_path(text: str | Path) -> Path:
-    """Return `text` as a path with `~` expanded; `~name` of an unknown user is left unexpanded."""
+    """Return `text` as a path with `~` expanded; `~name` of an unknown or impossible user is left unexpanded."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # no such user; a name with a NUL or an undecodable letter
         return Path(text)
 
 

@@ -1,6 +1,6 @@
 """Make untrusted text safe on a terminal: it must not move the cursor, retitle the window or reorder letters.
 
-Use `printable` for texts and `one_line` for names, titles and sentences.
+Use `printable` for texts, `one_line` for names and titles, and `sentence` for errors.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _INVISIBLE = re.compile(
     "(\U0001f3f4[\U000e0020-\U000e007e]{2,8}\U000e007f)|(?<=[^\x00-\x7f])([\u200c\u200d])(?=[^\x00-\x7f])"
     "|[\u00ad\u034f\u061c\u180e\u200b-\u200f\u2060-\u2064\ufeff\U000e0000-\U000e007f]"
 )
+_LINE_ENDS = re.compile("[\t\n\u2028\u2029]+")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
@@ -52,6 +53,14 @@ def one_line(text: str) -> str:
     """Return `text` printable, on one line and without invisible characters, for sentences, names and titles."""
     seen = _INVISIBLE.sub(lambda match: match[1] or match[2] or "", printable(text))
     return " ".join(seen.split())
+
+
+def sentence(text: str) -> str:
+    """Return `text` printable and on one line, for errors; unlike `one_line`, it keeps spaces and invisible letters.
+
+    A name with two spaces stays as it is, so that it can be copied.
+    """
+    return _LINE_ENDS.sub(" ", printable(text)).strip()
 
 
 def without_blank_ends(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamchat.base.sanitize import encodable
+from streamchat.base.sanitize import sentence
 
 
 @dataclass(eq=False)
@@ -24,8 +24,9 @@ class ApiError(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.message = encodable(self.message)  # what a client sent and the sentence repeats may not be valid Unicode
-        self.param = None if self.param is None else encodable(self.param)
+        # what a client sent and the sentence repeats may have control characters, or be no valid Unicode
+        self.message = sentence(self.message)
+        self.param = None if self.param is None else sentence(self.param)
 
     def __str__(self) -> str:
         return self.message

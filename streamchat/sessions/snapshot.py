@@ -17,7 +17,7 @@ from safetensors.torch import save as serialized
 from torch import Tensor
 
 from streamchat.base.atomic_files import atomic_write
-from streamchat.base.errors import StoreError, reason_of
+from streamchat.base.errors import StoreError, reason_of, short
 from streamchat.cache.checkpoint import CacheCheckpoint
 
 FORMAT = 2
@@ -25,6 +25,8 @@ FORMAT = 2
 which takes three times as long as the CRC-32 of each tensor."""
 QUANTIZED_FORMAT = 3
 """Format version of files with codes and scales."""
+LATEST_INDEX = 2**62
+"""Limit of indices and counts, which a tensor can hold."""
 _KEY = "streamchat"
 _IDS, _GENERATOR = "ids", "generator"
 _PAIRS = {
@@ -103,7 +105,8 @@ def load(path: Path) -> Snapshot:
                 raise SnapshotError("its saved cache is damaged")
             if facts["format"] not in (1, FORMAT, QUANTIZED_FORMAT):
                 raise SnapshotError(
-                    f"its saved cache has format {facts['format']} and this streamchat reads 1 to {QUANTIZED_FORMAT}"
+                    f"its saved cache has format {short(facts['format'], 40)} and this streamchat reads 1 to "
+                    f"{QUANTIZED_FORMAT}"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
@@ -133,11 +136,13 @@ def _snapshot(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Snapshot:
         _runs(cache["pins"]),
         _counts(cache["turn_starts"]),
         compressions,
-        dict(cache["plain"]),
+        cache["plain"],
         bool(cache["stale"]),
     )
-    if not isinstance(facts["settings"], dict):
-        raise TypeError("settings")
+    texts = [facts[name] for name in ("session", "fingerprint", "dtype")] + list(cache["plain"])
+    are_objects = isinstance(facts["settings"], dict) and isinstance(cache["plain"], dict)
+    if not are_objects or not all(isinstance(text, str) for text in texts):
+        raise TypeError("settings or texts")
     return Snapshot(
         facts["session"],
         checkpoint,
@@ -183,7 +188,7 @@ def _scales_of(part: str) -> str:
 
 
 def _counts(values: list[Any]) -> tuple[int, ...]:
-    if not all(isinstance(value, int) and value >= 0 for value in values):
+    if not all(type(value) is int and 0 <= value <= LATEST_INDEX for value in values):
         raise TypeError(f"{values} are not counts")
     return tuple(values)
 

@@ -23,7 +23,7 @@ from streamchat.base import paths
 from streamchat.base.atomic_files import advice_on, atomic_write
 from streamchat.base.errors import StoreError, reason_of
 from streamchat.store.connection import connect, create_private
-from streamchat.store.failures import advise_on_damage, is_damage, why_not_writable
+from streamchat.store.failures import SQLITE_ERRORS, advise_on_damage, is_damage, text_of, why_not_writable
 from streamchat.store.schema import MIGRATIONS
 from streamchat.store.users import lock_folder
 
@@ -132,7 +132,7 @@ def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False
             _make(database, target, is_stopped)
         except BackupStopped:
             return None
-        except (sqlite3.Error, OSError) as error:
+        except (*SQLITE_ERRORS, OSError) as error:
             raise StoreError(f"today's backup of {database} failed: {_reason(database, error)}") from error
         for old in [backup for backup in backups(database) if backup.is_daily][KEEP:]:
             with suppress(OSError):
@@ -143,7 +143,7 @@ def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False
 def back_up_before_migration(database: Path, version: int) -> None:
     """Back up a database that is about to be migrated from `version`. A failure does not prevent the migration."""
     target = backup_folder(database) / f"{database.stem}-schema-{version}.db"
-    with suppress(BackupStopped, sqlite3.Error, OSError), _backup_lock(database, wait_s=30) as alone:
+    with suppress(BackupStopped, *SQLITE_ERRORS, OSError), _backup_lock(database, wait_s=30) as alone:
         if alone:
             _make(database, target, lambda: False, version)
             others = [backup for backup in backups(database) if not backup.is_daily]
@@ -221,7 +221,7 @@ def _reason(database: Path, error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{reason_of(error)}; {advice_on(error.errno)}"
     if is_damage(error) or type(error) is sqlite3.DatabaseError:
-        return f"the database is damaged ({error})"
+        return f"the database is damaged ({text_of(error)})"
     return f"{error}; {advice_on(why_not_writable(database.parent))}"
 
 
@@ -241,8 +241,8 @@ def problem_of(backup: Backup) -> str:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             found: str = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             connection.execute("SELECT count(*) FROM sessions").fetchone()
-    except sqlite3.Error as error:
-        return str(error)
+    except SQLITE_ERRORS as error:
+        return text_of(error)
     if version > len(MIGRATIONS):
         return f"it was written by a newer streamchat (version {version} of its tables)"
     return "" if found == "ok" else found

@@ -8,13 +8,20 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from streamchat.base.atomic_files import advice_on
-from streamchat.base.errors import StoreError, reason_of
+from streamchat.base.errors import StoreError, reason_of, short
 
 PROBE_BYTES = 256 * 1024
 """Size of a test write that finds out why SQLite could not write; larger than the files that opening creates."""
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises: the second where its message repeats text of the file that is not valid UTF-8."""
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Reader = TypeVar("Reader", bound="HasPath")
 _damage_advice: Callable[[Path], str] | None = None
 
 
@@ -29,16 +36,48 @@ def as_store_errors(path: Path) -> Iterator[None]:
     """Convert failures of SQLite and of the file system into `StoreError`."""
     try:
         yield
-    except sqlite3.Error as error:
-        raise StoreError(f"{path} cannot be used: {error}; {_advice(path, error)}") from error
+    except SQLITE_ERRORS as error:
+        raise StoreError(f"{path} cannot be used: {text_of(error)}; {_advice(path, error)}") from error
     except OSError as error:
         raise StoreError(f"{path} cannot be used: {reason_of(error)}; {advice_on(error.errno)}") from error
+
+
+class HasPath(Protocol):
+    """Something that belongs to one database."""
+
+    path: Path
+
+
+def reads_rows(
+    method: Callable[Concatenate[Reader, Arguments], Result],
+) -> Callable[Concatenate[Reader, Arguments], Result]:
+    """Decorate a method that reads rows: a damaged schema gives them other columns, or values of other types."""
+
+    @wraps(method)
+    def checked(reader: Reader, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return method(reader, *args, **kwargs)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise StoreError(
+                f"{reader.path} cannot be used: its tables are not those of streamchat ({short(error)}); "
+                f"{_damage_advice_for(reader.path)}"
+            ) from error
+
+    return checked
 
 
 def is_damage(error: BaseException | None) -> bool:
     """Return whether SQLite found that the file is not a database, is damaged, or lacks a table."""
     name = getattr(error, "sqlite_errorname", "") or ""
-    return name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or name == "SQLITE_ERROR"
+    is_named = name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or name == "SQLITE_ERROR"
+    return is_named or isinstance(error, UnicodeDecodeError)
+
+
+def text_of(error: Exception) -> str:
+    """Return SQLite's message, also one that repeats text that is not valid UTF-8."""
+    if not isinstance(error, UnicodeDecodeError):
+        return str(error)
+    return short(error.object.split(b"\0")[0].decode("utf-8", "replace"))
 
 
 def is_busy(error: BaseException | None) -> bool:
@@ -52,16 +91,20 @@ def is_full(error: BaseException | None) -> bool:
     return getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
 
 
-def _advice(path: Path, error: sqlite3.Error) -> str:
+def _advice(path: Path, error: Exception) -> str:
     if is_full(error):
         return advice_on(errno.ENOSPC)
     if is_damage(error):
-        offered = _damage_advice(path) if _damage_advice is not None else ""
-        return offered or "the file is damaged; move it aside and a new one will be created"
+        return _damage_advice_for(path)
     if is_busy(error):
         return "another program keeps it locked; close that program"
     # SQLite reports that it could not open or write a file, but not why
     return advice_on(why_not_writable(path.parent))
+
+
+def _damage_advice_for(path: Path) -> str:
+    offered = _damage_advice(path) if _damage_advice is not None else ""
+    return offered or "the file is damaged; move it aside and a new one will be created"
 
 
 def why_not_writable(folder: Path) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamchat.store.connection import connect, transaction
-from streamchat.store.failures import as_store_errors, is_damage
+from streamchat.store.failures import SQLITE_ERRORS, as_store_errors, is_damage, text_of
 
 MAX_PROBLEMS = 5
 """Maximum number of problems that are reported; a damaged file has thousands."""
@@ -34,20 +34,20 @@ def problems_of(connection: sqlite3.Connection) -> list[str]:
         found += [f"a row of {row[0]} refers to a missing row" for row in lost]
         for index in full_text_indexes(connection):
             found += _index_problems(connection, index)
-    except sqlite3.DatabaseError as error:
+    except SQLITE_ERRORS as error:
         if not is_damage(error):  # not a fault of the file: busy, a full disk
             raise
-        found = [str(error)]
+        found = [text_of(error)]
     return [problem for problem in found if problem != "ok"]
 
 
 def _index_problems(connection: sqlite3.Connection, index: str) -> list[str]:
     try:
         connection.execute(f"INSERT INTO {index} ({index}, rank) VALUES ('integrity-check', 1)")
-    except sqlite3.DatabaseError as error:
+    except SQLITE_ERRORS as error:
         if not is_damage(error):
             raise
-        return [f"the search index {index!r} does not match the messages ({error})"]
+        return [f"the search index {index!r} does not match the messages ({text_of(error)})"]
     return []
 
 
@@ -72,8 +72,8 @@ def examine(path: Path) -> HealthReport:
             counts = connection.execute(
                 "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM turns)"
             ).fetchone()
-        except sqlite3.DatabaseError as error:
-            return HealthReport(problems or [str(error)])
+        except SQLITE_ERRORS as error:
+            return HealthReport(problems or [text_of(error)])
         return HealthReport(problems, counts[0], counts[1])
 
 

@@ -21,7 +21,7 @@ from streamchat.store.backup import (
     problem_of,
 )
 from streamchat.store.connection import create_private, transaction
-from streamchat.store.failures import as_store_errors
+from streamchat.store.failures import SQLITE_ERRORS, as_store_errors
 from streamchat.store.health import problems_of, repair
 from streamchat.store.scrub import rewrite
 from streamchat.store.users import UserLock
@@ -129,7 +129,7 @@ def _has(backup: Backup, session: str) -> bool:
         with closing(open_backup(backup.path)) as connection:
             found = connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session,)).fetchone()
             return found is not None
-    except sqlite3.Error:
+    except SQLITE_ERRORS:
         return True
 
 
@@ -147,7 +147,7 @@ def delete_from_backups(database: Path, session: str) -> tuple[int, list[str]]:
         for backup in backups_with(database, session):
             try:
                 _delete(backup, session)
-            except (sqlite3.Error, OSError) as error:
+            except (*SQLITE_ERRORS, OSError) as error:
                 problems.append(f"the backup {backup.path} may still contain it ({reason_of(error)}); delete that file")
             else:
                 changed += 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamchat.base.errors import StoreError
+from streamchat.store.failures import SQLITE_ERRORS
 
 _FIRST = """
 CREATE TABLE sessions (
@@ -153,7 +154,7 @@ def migrate(
         step = f"BEGIN IMMEDIATE;\n{steps}\nPRAGMA user_version = {stop};\nCOMMIT;"
         try:
             connection.executescript(step)
-        except sqlite3.Error:
+        except SQLITE_ERRORS:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             if connection.execute("PRAGMA user_version").fetchone()[0] == version:

@@ -13,6 +13,7 @@ from typing import Any
 from streamchat.base.errors import SessionError, StoreError
 from streamchat.store.database import Database, acquire, database_path, release
 from streamchat.store.evicted import EvictedPages
+from streamchat.store.failures import reads_rows
 from streamchat.store.health import repair
 from streamchat.store.records import (
     CacheMark,
@@ -239,6 +240,7 @@ class Store:
 
     # --- reading ------------------------------------------------------------------------------------------------
 
+    @reads_rows
     def sessions(self, words: str = "", limit: int | None = None) -> list[SessionInfo]:
         """Return sessions, newest first: all, or those whose title or messages have all `words`."""
         where, values, words = "", list[str](), clean(words)
@@ -252,6 +254,7 @@ class Store:
         rows = self._read(f"{_INFO} {where} ORDER BY s.updated DESC LIMIT ?", *values, -1 if limit is None else limit)
         return [info_of(row) for row in rows]
 
+    @reads_rows
     def find(self, name: str) -> SessionInfo:
         """Return the session that `name` refers to: 'last', an id, or the start of one.
 
@@ -273,6 +276,7 @@ class Store:
             raise SessionError("no session is saved yet; start one with `streamchat`")
         raise SessionError(f"no saved session has the id {name!r}; `streamchat sessions` lists them")
 
+    @reads_rows
     def sessions_with_message(self, text: str, limit: int) -> list[str]:
         """Return the ids of sessions with this user message, but for white space at its ends, newest first."""
         space = " \t\r\n"
@@ -286,6 +290,7 @@ class Store:
         )
         return [row["id"] for row in rows]
 
+    @reads_rows
     def load(self, session: str) -> StoredSession:
         """Load a whole session; its `damage` names the damaged parts.
 
@@ -308,6 +313,7 @@ class Store:
             raise SessionError(f"no saved session has the id {session!r}; `streamchat sessions` lists them")
         return session_of(row, turns, evictions)
 
+    @reads_rows
     def live(self, session: str) -> tuple[float, dict[str, Any]] | None:
         """Return the time of the latest live figures and the figures; None if there are none yet."""
         for row in self._read("SELECT at, sample FROM live WHERE session = ?", session):
@@ -315,6 +321,7 @@ class Store:
                 return moment(row["at"]), sample
         return None
 
+    @reads_rows
     def stats(self, session: str, after: int = 0) -> list[dict[str, Any]]:
         """Return the figures of all finished turns after turn `after`, in order."""
         rows = self._read(
@@ -325,6 +332,7 @@ class Store:
         )
         return [figures for row in rows if (figures := figures_of(row["stats"])) is not None]
 
+    @reads_rows
     def search(self, words: str, *, limit: int = 50) -> list[SearchHit]:
         """Return messages of all sessions that have all `words`: best first; substrings alone: newest first."""
         query = query_of(clean(words))

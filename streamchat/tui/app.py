@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from textual.binding import BindingType
 from textual.driver import Driver
 from textual.notifications import Notify
 from textual.screen import Screen
-from textual.theme import Theme
+from textual.theme import Theme, ThemeProvider
 
 from streamchat.base import events as ev
 from streamchat.base.colors import is_color_forbidden
@@ -38,7 +39,7 @@ from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import add_app_commands
 from streamchat.tui.leaving import Leaving, report_unsent
 from streamchat.tui.pace import CollectionPace
-from streamchat.tui.palette import palette_entries
+from streamchat.tui.palette import Palette, palette_entries
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.state import ChatState
 from streamchat.tui.terminal import guarded_driver, guarded_terminal
@@ -77,6 +78,8 @@ class StreamchatApp(App[int]):
         self.window_title = WindowTitle(os.environ, is_on=configuration.settings.window_title)
         self.state = ChatState(engine, configuration, watching=watching)
         self.watching = watching
+        self.takes_input = threading.Event()
+        """Set after the first paint; `KeyboardDriver` keeps earlier keys until then."""
         self.failure: ev.EngineFailed | None = None
         """Why the engine failed; None if it did not."""
         self._configuration = configuration
@@ -91,6 +94,15 @@ class StreamchatApp(App[int]):
         self._attention = AttentionCall(
             lambda: engine.settings, lambda: not self.app_focus and self.state.outbox.phase is Phase.IDLE
         )
+
+    def action_command_palette(self) -> None:
+        """Open the command palette."""
+        if not isinstance(self.screen, Palette):
+            self.push_screen(Palette())  # without an id: the last one may not be removed yet
+
+    def search_themes(self) -> None:
+        """Open the list of themes."""
+        self.push_screen(Palette(providers=[ThemeProvider], placeholder="Search for themes…"))
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's driver, with safe pastes and suspension (see `keyboard`)."""
@@ -127,6 +139,7 @@ class StreamchatApp(App[int]):
             self._leaving.watch_signals()
         self.state.engine.subscribe(self._bridge.put)
         self.call_after_refresh(mark, PAINT)
+        self.call_after_refresh(self.takes_input.set)
         self.call_after_refresh(self.state.engine.start)
 
     def on_unmount(self) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import codecs
 import os
 import selectors
-from contextlib import suppress
 
-from textual._parser import ParseError
-from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
+from textual.events import Key, Paste
+from textual.message import Message
 
 from streamchat.frontend.suspend import stop_process
 from streamchat.frontend.window_title import WindowTitle
+from streamchat.tui.key_parser import KeyParser
 
 BLOCK_BYTES = 4096
 WAIT_S = 0.1
@@ -65,6 +65,8 @@ class KeyboardDriver(LinuxDriver):
     """
 
     _stopping = False
+    _early: tuple[Message, ...] = ()
+    """Keys and pastes that came before the app could take them."""
 
     def _sigtstp_application(self, *_: object) -> None:
         """SIGTSTP: suspend between two steps of the loop, with the terminal restored."""
@@ -116,13 +118,32 @@ class KeyboardDriver(LinuxDriver):
         if code and self._writer_thread is not None:
             self.write(code)
 
+    def process_message(self, message: Message) -> None:
+        """Pass a message to the app. Keys and pastes wait until it has painted: before that, nothing takes them."""
+        if isinstance(message, Key | Paste) and not self._app_takes_input():
+            self._early = (*self._early, message)
+        else:
+            super().process_message(message)
+
+    def _app_takes_input(self) -> bool:
+        ready = getattr(self._app, "takes_input", None)
+        return ready is None or ready.is_set()
+
+    def _pass_early(self) -> None:
+        """Pass on what was typed while the app started."""
+        if self._early and self._app_takes_input():
+            early, self._early = self._early, ()
+            for message in early:
+                super().process_message(message)
+
     def run_input_thread(self) -> None:
         """Read, filter, parse and dispatch input until the app ends."""
-        parser, guard = XTermParser(self._debug), PasteGuard()
+        parser, guard = KeyParser(self._debug), PasteGuard()
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
             while not self.exit_event.is_set():
+                self._pass_early()
                 if selector.select(WAIT_S):
                     data = os.read(self.fileno, BLOCK_BYTES)
                     if not data:  # the terminal was closed; SIGHUP follows
@@ -136,6 +157,5 @@ class KeyboardDriver(LinuxDriver):
                 os.read(
                     self.fileno, BLOCK_BYTES
                 )  # discard late terminal responses, so that the shell does not read them
-        with suppress(EOFError, ParseError):
-            for _ in parser.feed(""):
-                pass
+        for _ in parser.end():
+            pass

@@ -1,20 +1,43 @@
-"""Entries of the command palette: actions with a key, and slash commands."""
+"""The command palette and its entries: actions with a key, and slash commands."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+from textual import work
 from textual.app import App, SystemCommand
+from textual.await_complete import AwaitComplete
+from textual.command import CommandPalette
+from textual.css.query import NoMatches
 
 from streamchat.tui.bindings import hint
 from streamchat.tui.screens.chat import ChatScreen
+from streamchat.tui.screens.closable import Closable
 from streamchat.tui.widgets.section import Section
 
 UNDER_ANOTHER_NAME = {
     *("clear", "copy", "help", "model", "queue", "quit", "recall", "sessions", "settings", "sidebar", "theme"),
 }
 """Slash commands that the palette already offers."""
+
+
+class Palette(Closable, CommandPalette):
+    """Textual's palette, which may be closed at any moment."""
+
+    def dismiss(self, result: Any = None) -> AwaitComplete:
+        """Close the palette."""
+        self._stop_no_matches_countdown()
+        return super().dismiss(result)
+
+    @work(exclusive=True, group=CommandPalette._GATHER_COMMANDS_GROUP)
+    async def _gather_commands(self, search_value: str) -> None:
+        gather: Any = CommandPalette._gather_commands
+        try:
+            await gather.__wrapped__(self, search_value)
+        except NoMatches:
+            if not self.is_gone:
+                raise
 
 
 def palette_entries(app: App[Any], chat: ChatScreen) -> Iterable[SystemCommand]:

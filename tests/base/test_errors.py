@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from streamchat.base.errors import describe_unexpected, first_line, reason_of
+from streamchat.base.errors import ConfigError, TurnError, describe_unexpected, first_line, reason_of, short
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,10 @@ def test_the_reason_of_a_system_error_has_neither_number_nor_path() -> None:
     assert reason_of(PermissionError(errno.EACCES, "Permission denied", "/a/file")) == "Permission denied"
     assert reason_of(ValueError("embedded null byte")) == "embedded null byte"
     assert reason_of(OSError()) == "OSError"
+
+
+def test_an_error_is_one_printable_line_whatever_it_repeats() -> None:
+    error = ConfigError("a  b.toml: keys.\x1b[31mx\x07 is\n\tunknown\u2028\x85\ud800")
+    assert str(error) == error.args[0] == "a  b.toml: keys.x is unknown \N{REPLACEMENT CHARACTER}"
+    assert str(TurnError("a\nb")) == "a b"
+    assert short(ValueError("a\x1b\n\ud800.")) == "a \N{REPLACEMENT CHARACTER}"

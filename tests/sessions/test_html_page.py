@@ -18,6 +18,7 @@ from streamchat.base.sanitize import printable
 from streamchat.cli import main as cli
 from streamchat.sessions.transcripts.context import EDGE, token_runs
 from streamchat.sessions.transcripts.export import export
+from streamchat.sessions.transcripts.html_page import markdown_html
 from streamchat.store.records import CacheMark, SessionInfo, StoredEviction, StoredSession, StoredTurn
 from streamchat.store.store import Store
 from tests.support.desk import Desk
@@ -160,6 +161,12 @@ def test_markdown_is_rendered_below_the_headings_of_the_page() -> None:
          "rel": "noopener noreferrer nofollow"}
     ]  # fmt: skip
     assert {"class": "language-python"} in page.of("code")
+
+
+def test_a_link_without_an_address_is_text() -> None:
+    for message in ("[here]()", "[here](<>)", "[here]\n\n[here]: <>"):
+        assert "href" not in str(markdown_html(message)), message
+    assert 'href="https://a.b"' in str(markdown_html("[here](https://a.b)"))
 
 
 def test_the_edge_of_memory_is_visible() -> None:

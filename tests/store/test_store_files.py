@@ -320,3 +320,38 @@ def test_where_sqlite_does_not_say_why_the_folder_is_tried(
         failures.as_store_errors(path),
     ):
         raise error
+
+
+def damaged_schema(path: Path, *statements: str) -> str:
+    """Save a session, change the schema behind SQLite's back, and return the session's id."""
+    with Store(path) as store:
+        session = a_session(store)
+        store.write(session, turns=[a_turn(1, "hi")])
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA writable_schema = ON")
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
+    return session
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sqlite_schema SET sql = replace(sql, 'reply_first', 'reply_farst') WHERE name = 'turns'",
+        "UPDATE sqlite_schema SET sql = replace(sql, 'content', 'cantent') WHERE name = 'turns'",
+    ],
+)
+def test_tables_with_other_columns_are_told(path: Path, statement: str) -> None:
+    session = damaged_schema(path, statement)
+    told = r"its tables are not those of streamchat \(.+\); the file is damaged"
+    with Store(path) as store, pytest.raises(StoreError, match=told):
+        store.load(session)
+
+
+def test_a_schema_that_is_not_utf8_is_told(path: Path) -> None:
+    broken = "CAST(replace(CAST(sql AS TEXT), 'DEFAULT', CAST(x'4445ff4155' AS TEXT)) AS TEXT)"
+    damaged_schema(path, f"UPDATE sqlite_schema SET sql = {broken} WHERE name = 'sessions'")
+    for use in (Store, examine):
+        with pytest.raises(StoreError, match=r"malformed database schema .*; the file is damaged"):
+            use(path)

@@ -8,7 +8,10 @@ import weakref
 from pathlib import Path
 
 import pytest
+from textual.app import App
+from textual.command import CommandPalette
 from textual.events import Paste
+from textual.widgets import Input
 
 from streamchat.base import paths
 from streamchat.base.requests import CountTokens, Submit, SwitchModel
@@ -16,6 +19,8 @@ from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.frontend.outbox import Phase
 from streamchat.tui.app import StreamchatApp
+from streamchat.tui.screens.chat import ChatScreen
+from streamchat.tui.screens.closable import Closable
 from streamchat.tui.themes import user_themes
 from streamchat.tui.widgets.completion import Completions
 from streamchat.tui.widgets.thinking import Thinking
@@ -421,6 +426,42 @@ async def test_the_palette_has_every_command_that_needs_no_argument() -> None:
         titles = {command.title for command in driver.app.get_system_commands(driver.app.screen)}
         assert {"/pin", "Models", "/stats", "/set", "Context map", "Panel: Speed", "Editor", "Reasoning"} <= titles
         assert "/read" not in titles
+
+
+async def test_what_was_typed_into_the_palette_before_it_was_closed_ends_nothing() -> None:
+    """On a busy machine, the last letters are handled after Escape."""
+    async with driving(ScriptedEngine()) as driver:
+        driver.app.action_command_palette()
+        await driver.until(lambda: driver.shows(CommandPalette))
+        palette = driver.app.screen
+        assert isinstance(palette, CommandPalette)
+        driver.app.action_command_palette()
+        await driver.pilot.press("m", "o")
+        field = palette.query_one(Input)
+        palette.dismiss()
+        await driver.until(lambda: not driver.shows(CommandPalette) and not palette.query(Input))
+        palette._gather_commands("mo")
+        palette._list_visible = True
+        await palette._dispatch_message(Input.Submitted(field, "mo"))
+        await driver.ask("hi")
+        assert driver.app._exception is None
+
+
+PALETTES = ("command_palette", "change_theme")
+SCREENS = ("open_help", "sessions", "models", "settings", "recall")
+
+
+@pytest.mark.parametrize("action", [*PALETTES, *SCREENS])
+async def test_a_screen_that_is_closed_before_it_is_drawn_ends_nothing(action: str) -> None:
+    async with driving(ScriptedEngine()) as driver:
+        owner: App[int] | ChatScreen = driver.app if action in PALETTES else driver.chat
+        for _ in range(2):  # again while the first one is removed
+            getattr(owner, f"action_{action}")()
+            screen = driver.app.screen
+            assert isinstance(screen, Closable)
+            screen.dismiss()
+        await driver.ask("hi")
+        assert driver.app._exception is None
 
 
 # --- small terminals and the first paint ------------------------------------------------------------------------

@@ -29,10 +29,9 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
         ) from error
     if "general.architecture" not in metadata or not reader.tensors:
         raise ModelNotFoundError(f"{path} contains no model weights; choose another file with --model")
-    if int(metadata.get("split.count") or 0) > 1:
-        raise UnsupportedModelError(
-            f"{path} is one of {metadata['split.count']} parts; join them first (`llama-gguf-split --merge`)"
-        )
+    parts = metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        raise UnsupportedModelError(f"{path} is one of {parts} parts; join them first (`llama-gguf-split --merge`)")
     check_sizes(metadata, shapes, str(path))
     return reader, metadata
 

@@ -204,8 +204,12 @@ def _heading(renderer: Any, tokens: Any, at: int, options: Any, env: Any) -> str
 
 
 def _link(renderer: Any, tokens: Any, at: int, options: Any, env: Any) -> str:
-    """Show where a link goes, and send nothing about this page there."""
+    """Show where a link goes, and send nothing about this page there. A link without an address, `[x]()`, is text."""
     token = tokens[at]
-    token.attrSet("title", str(token.attrGet("href")))
-    token.attrSet("rel", "noopener noreferrer nofollow")
+    address = str(token.attrGet("href") or "")
+    if is_safe_link(address):
+        token.attrSet("title", address)
+        token.attrSet("rel", "noopener noreferrer nofollow")
+    else:
+        token.attrs = {}  # the parser asks `validateLink` only about addresses that are not empty
     return str(renderer.renderToken(tokens, at, options, env))

@@ -23,6 +23,7 @@ from streamchat.frontend.saved import open_store
 from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
 from streamchat.tui.bindings import bind, hint
+from streamchat.tui.screens.closable import Closable
 from streamchat.tui.widgets.line_input import LineInput
 from streamchat.tui.widgets.text import Verbatim
 
@@ -53,7 +54,7 @@ class Row:
 Chosen = TypeVar("Chosen")
 
 
-class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
+class FinderScreen(Closable, ModalScreen[Chosen | None], Generic[Chosen]):
     """Type to search, Up and Down to select, Enter to accept, Esc to close.
 
     Subclasses define the search and the result.

@@ -15,6 +15,7 @@ from textual.widgets import Static
 from streamchat.config.keymap import KEYS, display_keys
 from streamchat.frontend.slash.registry import SlashRegistry
 from streamchat.tui.bindings import bind, hint
+from streamchat.tui.screens.closable import Closable
 from streamchat.tui.widgets.text import Verbatim
 
 FIXED = (
@@ -33,7 +34,7 @@ class KeyTable(Grid):
         super().__init__(*chain.from_iterable(cells))
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Closable, ModalScreen[None]):
     """Keys and commands in two tables; Esc, F1 or q closes the screen.
 
     Args:

@@ -21,6 +21,7 @@ from streamchat.base.sanitize import one_line, printable
 from streamchat.config.settings import default_of, setting_fields
 from streamchat.frontend.settings_table import SettingRow, SettingsTable, shown_value
 from streamchat.tui.bindings import bind, hint
+from streamchat.tui.screens.closable import Closable
 from streamchat.tui.widgets.line_input import LineInput
 from streamchat.tui.widgets.text import Verbatim
 
@@ -28,7 +29,7 @@ NAME_WIDTH, VALUE_WIDTH = max(map(len, setting_fields())) + 1, 24
 PAGE = 8
 
 
-class SettingsScreen(ModalScreen[None]):
+class SettingsScreen(Closable, ModalScreen[None]):
     """Type to filter, Up and Down to select, Enter to edit; Esc goes back.
 
     Args:

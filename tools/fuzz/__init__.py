@@ -1,0 +1,1 @@
+"""Fuzzing of everything that parses; `python -m tools.fuzz --help` lists the targets."""

@@ -1,0 +1,1 @@
+"""One module for each thing that parses; each has a `TARGET`."""
