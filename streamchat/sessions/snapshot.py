@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from streamchat.base.atomic_files import atomic_write
 from streamchat.base.errors import StoreError, reason_of
 from streamchat.cache.checkpoint import CacheCheckpoint
+from streamchat.sessions.tensor_file import write_tensors
 
 FORMAT = 1
 """Format version of the file; a program reads only its own version."""
@@ -74,9 +74,9 @@ def save(path: Path, snapshot: Snapshot) -> int:
         for left in path.parent.glob(f".{path.name}.*.part"):  # left by a killed process
             left.unlink(missing_ok=True)
         with atomic_write(path, durable=True) as partial:
-            save_file(tensors, partial, {_KEY: json.dumps(facts)})
+            write_tensors(partial, tensors, {_KEY: json.dumps(facts)})
             return partial.stat().st_size
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StoreError(
             f"the cache could not be saved to {path}: {reason_of(error)}; free some disk space or make the folder "
             "writable"
