@@ -94,7 +94,12 @@ def open_chat(
     chosen = Settings(**({"max_new_tokens": 24, "temperature": 1.0, "snapshot_turns": 2} | settings))
     jobs = JobQueue()
     owner = Owner(
-        Configuration(chosen), lambda *_: loaded, publish, lambda *_: None, (lambda: Store(database)) if saves else None, jobs
+        Configuration(chosen),
+        lambda *_: loaded,
+        publish,
+        lambda *_: None,
+        (lambda: Store(database)) if saves else None,
+        jobs,
     )
     owner.host.start(session)
     return Chat(owner, jobs, events)

@@ -104,16 +104,18 @@ def set_aside(database: Path) -> list[Path]:
 
 def empty_database_notice(database: Path) -> str:
     """Return a notice if the database has no sessions and its newest intact backup has some; '' otherwise."""
-    if (backup := newest_sound_backup(database)) is None:
-        return ""
-    with closing(open_backup(backup.path)) as connection:
-        count = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
-    if not count:
+    if (backup := newest_sound_backup(database)) is None or not (count := session_count(backup)):
         return ""
     return (
         f"{database} has no sessions, but its newest backup has {count:,}; "
         f"`streamchat sessions restore-backup {backup.name}` restores it"
     )
+
+
+def session_count(backup: Backup) -> int:
+    """Return the number of sessions in an intact backup."""
+    with closing(open_backup(backup.path)) as connection:
+        return int(connection.execute("SELECT count(*) FROM sessions").fetchone()[0])
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ class Promises:
     """Session -> number, message and reply of the turns that the running step has finished."""
     digests: dict[str, set[str]]
     """Session -> digests of the caches that were saved so far."""
+    unsure: frozenset[str] = frozenset()
+    """Sessions of which the chat had said that it could not save them: any first part of them may be there."""
 
 
 def _truth(saved: dict[str, Any]) -> Truth:

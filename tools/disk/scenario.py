@@ -32,6 +32,7 @@ from streamchat.base import requests as rq
 from streamchat.base.errors import StreamchatError
 from streamchat.cache.checkpoint import CacheCheckpoint
 from streamchat.cli.main import main as streamchat
+from streamchat.config.files import read_file
 from streamchat.config.writing import write_settings
 from streamchat.frontend.typed_history import TypedHistory
 from streamchat.models import staging
@@ -112,9 +113,12 @@ class Scenario:
         self.told: list[str] = []
         """Sentences about failures, in order."""
         self.is_saving = True
+        self.unsure: set[str] = set()
+        """Sessions that were left while the chat had said that it could not save them."""
         self.ids: list[str] = []
         """Ids of the sessions, in the order of their creation."""
         self._chat: Chat | None = None
+        self._active: str | None = None
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -166,12 +170,21 @@ class Scenario:
         """Do one step. A failure that the product reports in one sentence is added to `told`."""
         self._say({"begin": name})
         try:
+            was_saving = self.is_saving
             step()
         except StreamchatError as error:
             self._tell(str(error))
+        if self._active not in (None, self.session) and not (was_saving and self.is_saving):
+            self.unsure.add(str(self._active))
+        self._active = self.session
         wait_for_upkeep()
         self._learn()
         self._say({"end": name, "truth": asdict(self.truth)})
+
+    @property
+    def session(self) -> str | None:
+        """Id of the session of the running chat."""
+        return None if self._chat is None else self._chat.owner.archive.session
 
     def _tell(self, sentence: str) -> None:
         check_sentence(sentence)
@@ -212,14 +225,15 @@ class Scenario:
     def start(self, resumed: int | None = None) -> None:
         """Open a new chat, or resume one."""
         session = None if resumed is None or resumed >= len(self.ids) else self.ids[resumed]
-        settings = {"cache_size": CACHE_SIZE, "seed": 1, "snapshot_turns": 2, "temperature": 0.5}
+        settings: dict[str, Any] = {"cache_size": CACHE_SIZE, "seed": 1, "snapshot_turns": 2, "temperature": 0.5}
+        settings["max_new_tokens"] = 12
         self.is_saving = True
         self._chat = open_chat(self.loaded, database_path(), session, self._heard, **settings)
 
     def _heard(self, event: ev.Event) -> None:
         match event:
-            case ev.SavingChanged(saving=saving):
-                self.is_saving = saving
+            case ev.SavingChanged(works=works):
+                self.is_saving = works
             case ev.Notice(text=text, level=level):
                 check_sentence(text)
                 if level != "info":
@@ -268,7 +282,13 @@ class Scenario:
 
     def save_settings(self, **changes: Any) -> None:
         """Save settings as the settings screen does."""
-        write_settings(paths.config_dir() / "config.toml", changes)
+        file = paths.config_dir() / "config.toml"
+        try:
+            write_settings(file, changes)
+        except StreamchatError:  # they may have been written, and not flushed
+            if file.exists() and dict(read_file(file).values) == self.truth.settings | changes:
+                self.truth.settings |= changes
+            raise
         self.truth.settings |= changes
 
     def type(self, text: str) -> None:
@@ -312,6 +332,8 @@ class Scenario:
             if self.command("sessions", "delete", session, "--yes") == 0:
                 self.truth.sessions.pop(session, None)
                 self.truth.deleted.append(SECRET)
+            else:
+                self.unsure.add(session)
 
     def restore(self) -> None:
         """Replace the database by its newest backup with the command."""

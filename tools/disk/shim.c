@@ -29,7 +29,10 @@
 enum { OPEN = 1, CLOSE, DUP, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, LINK, MKDIR, RMDIR, MAP, MARK };
 
 /* Kinds of calls that can fail; `tools/disk/shim.py` has the same numbers. */
-enum { K_OPEN = 1, K_WRITE = 2, K_SYNC = 4, K_RENAME = 8, K_MAP = 16, K_TRUNCATE = 32, K_UNLINK = 64, K_MKDIR = 128, K_LINK = 256 };
+enum {
+    K_OPEN = 1, K_WRITE = 2, K_SYNC = 4, K_RENAME = 8, K_MAP = 16, K_TRUNCATE = 32, K_UNLINK = 64, K_MKDIR = 128,
+    K_LINK = 256, K_CREATE = 512
+};
 
 struct head {
     uint32_t op, first, second; /* of paths: lengths in bytes, after the head */
@@ -192,9 +195,9 @@ static int open_any(int at, const char *name, int flags, mode_t mode) {
     if (!inside(path)) return real(at, name, flags, mode);
     pthread_mutex_lock(&lock);
     int fd = -1;
-    if (!fails(K_OPEN, "open", path, -1)) {
-        struct stat before;
-        int is_new = (flags & O_CREAT) && lstat(path, &before) != 0;
+    struct stat before;
+    int is_new = (flags & O_CREAT) && lstat(path, &before) != 0;
+    if (!fails(is_new ? K_OPEN | K_CREATE : K_OPEN, "open", path, -1)) {
         fd = real(at, name, flags, mode);
         if (fd >= 0 && fd < MAX_FDS) {
             int saved = errno;

@@ -26,6 +26,8 @@ class Kind(IntFlag):
     UNLINK = 64
     MKDIR = 128
     LINK = 256
+    CREATE = 512
+    """An `open` that creates a file."""
 
 
 def compiler() -> str | None:

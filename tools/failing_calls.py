@@ -1,0 +1,144 @@
+"""Fails the n-th call of each kind while a chat runs, for each n, and proves each time that nothing is half done.
+
+    python -m tools.failing_calls [--cases 500] [--seed 0] [--all]
+
+A chat with a tiny model, and commands around it (`tools/disk/scenario.py`), run again and again. In each run one `open`,
+`write`, `fsync`, `rename`, `mmap`, `ftruncate`, `unlink`, `mkdir` or `link` below the home folder fails with ENOSPC,
+EIO, EMFILE or ENOMEM, or all of them fail from there until the end of the next step, as on a disk that is full until
+somebody makes room. Every failure must be told in one sentence without a traceback, the chat must go on, and at the
+end everything must be saved, or have been reported as not saved. With `--all`, n counts up until a run has no such
+call. Linux only; needs a C compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tools.disk import shim
+from tools.power_loss import work_folder
+
+MAX_FAULTS = 30
+"""The run ends after this many."""
+
+
+@dataclass
+class Outcome:
+    """What came of a run."""
+
+    cases: int = 0
+    unmet: int = 0
+    """Cases that had fewer calls than the number that was to fail."""
+    failures: Counter[str] = field(default_factory=Counter)
+    silent: int = 0
+    """Cases whose failure needed no word: what failed was not needed, or was done again."""
+    faults: list[str] = field(default_factory=list)
+
+
+def ensure_preloaded() -> None:
+    """Start this process again with the library preloaded, unless it is."""
+    try:
+        shim.Shim()
+    except RuntimeError:
+        folder = Path(tempfile.mkdtemp(prefix="streamchat-shim-"))
+        environment = shim.environment(shim.build(folder), folder)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def run(
+    folder: Path, cases: int | None, seed: int, say: Callable[[str], None] = lambda text: None, each: int = 1
+) -> Outcome:
+    """Run cases in the preloaded process.
+
+    Args:
+        folder: An empty folder, best in memory.
+        cases: Number of cases, drawn at random; None for every n.
+        seed: Of the draw.
+        say: Takes a line for each fault, and from time to time the progress.
+        each: With every n: take only each so many-th.
+    """
+    from tests.support.real_engine import tiny_loaded
+    from tools.disk.faults import FAILURES, Attempts, Case
+
+    attempts, outcome = Attempts(tiny_loaded(), tiny_loaded(), folder), Outcome()
+
+    def take(case: Case) -> bool:
+        result = attempts.run(case)
+        outcome.cases += 1
+        outcome.unmet += not result.failed
+        if result.failed:
+            outcome.failures[case.failure.name] += 1
+            outcome.silent += not result.told
+        if result.fault:
+            outcome.faults.append(result.fault)
+            say(result.fault)
+        if outcome.cases % 100 == 0:
+            say(f"{outcome.cases} cases, now {case}")
+        return result.failed > 0
+
+    def every() -> Iterator[tuple[Case, ...]]:
+        for failure in FAILURES:
+            for number in range(seed % each, 10**6, each):
+                yield Case(failure, number, False), Case(failure, number, True)
+
+    if cases is None:
+        done: set[str] = set()
+        for pair in every():
+            if pair[0].failure.name in done:
+                if len(done) == len(FAILURES):
+                    break
+                continue
+            met = [take(case) for case in pair]
+            if not any(met):
+                done.add(pair[0].failure.name)
+            if len(outcome.faults) >= MAX_FAULTS:
+                break
+        return outcome
+    rng = random.Random(seed)
+    for _ in range(cases):
+        # low numbers are met by every kind; the square root has them drawn more often
+        take(Case(rng.choice(FAILURES), int(700 * rng.random() ** 3), rng.random() < 0.5))
+        if len(outcome.faults) >= MAX_FAULTS:
+            break
+    return outcome
+
+
+def main() -> int:
+    """Run it and print what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cases", type=int, default=500, help="number of cases, drawn at random")
+    parser.add_argument("--all", action="store_true", help="every call of every kind instead")
+    parser.add_argument("--each", type=int, default=1, help="with --all: only each so many-th call")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    ensure_preloaded()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=work_folder()) as folder:
+        outcome = run(
+            Path(folder),
+            None if args.all else args.cases,
+            args.seed,
+            lambda text: print(text, file=sys.stderr, flush=True),
+            args.each,
+        )
+    print(
+        f"{outcome.cases} runs of a chat in {time.perf_counter() - started:.0f} s, {outcome.cases - outcome.unmet} of them "
+        f"with a call that failed ({outcome.silent} needed no word to the user): {len(outcome.faults)} faults"
+    )
+    for name, count in outcome.failures.most_common():
+        print(f"{count:8} {name}")
+    return 1 if outcome.faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
