@@ -93,14 +93,8 @@ def open_chat(
 
     chosen = Settings(**({"max_new_tokens": 24, "temperature": 1.0, "snapshot_turns": 2} | settings))
     jobs = JobQueue()
-    owner = Owner(
-        Configuration(chosen),
-        lambda *_: loaded,
-        publish,
-        lambda *_: None,
-        (lambda: Store(database)) if saves else None,
-        jobs,
-    )
+    open_store = (lambda: Store(database)) if saves else None
+    owner = Owner(Configuration(chosen), lambda *_: loaded, publish, lambda *_: None, open_store, jobs)
     owner.host.start(session)
     return Chat(owner, jobs, events)
 

@@ -2,8 +2,8 @@
 
     python -m tools.failing_calls [--cases 500] [--seed 0] [--all]
 
-A chat with a tiny model, and commands around it (`tools/disk/scenario.py`), run again and again. In each run one `open`,
-`write`, `fsync`, `rename`, `mmap`, `ftruncate`, `unlink`, `mkdir` or `link` below the home folder fails with ENOSPC,
+A chat with a tiny model, and commands around it (`tools/disk/scenario.py`), run again and again. In each run one
+`open`, `write`, `fsync`, `rename`, `mmap`, `ftruncate`, `unlink`, `mkdir` or `link` below the home folder fails with ENOSPC,
 EIO, EMFILE or ENOMEM, or all of them fail from there until the end of the next step, as on a disk that is full until
 somebody makes room. Every failure must be told in one sentence without a traceback, the chat must go on, and at the
 end everything must be saved, or have been reported as not saved. With `--all`, n counts up until a run has no such
@@ -82,7 +82,7 @@ def run(
         if result.fault:
             outcome.faults.append(result.fault)
             say(result.fault)
-        if outcome.cases % 100 == 0:
+        if outcome.cases % 25 == 0:
             say(f"{outcome.cases} cases, now {case}")
         return result.failed > 0
 
@@ -131,8 +131,9 @@ def main() -> int:
             lambda text: print(text, file=sys.stderr, flush=True),
             args.each,
         )
+    met = outcome.cases - outcome.unmet
     print(
-        f"{outcome.cases} runs of a chat in {time.perf_counter() - started:.0f} s, {outcome.cases - outcome.unmet} of them "
+        f"{outcome.cases} runs of a chat in {time.perf_counter() - started:.0f} s, {met} of them "
         f"with a call that failed ({outcome.silent} needed no word to the user): {len(outcome.faults)} faults"
     )
     for name, count in outcome.failures.most_common():

@@ -251,14 +251,16 @@ class Recorder:
                 return
             self._create(conversation, identity)
             self._unwritten = 1
+        session = self.session
+        assert session is not None
         if (adoption := self._adoption) is not None:
             if adoption.adopt_model:  # before the fingerprint, after which the session no longer counts as imported
-                self.store.set_model(self.session, adoption.identity, self._settings())
-            self.store.mark_open(self.session)
+                self.store.set_model(session, adoption.identity, self._settings())
+            self.store.mark_open(session)
         first = self._unwritten
         turns = [] if first is None else [self._stored(turn) for turn in log.turns[first - 1 :]]
         self.store.write(
-            self.session,
+            session,
             turns=turns,
             cache=conversation.rollback.mark(),
             evictions=self._evictions,

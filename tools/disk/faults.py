@@ -104,7 +104,11 @@ class Attempts:
         """Run a case."""
         self._count += 1
         home = self._folder / f"home-{self._count}"
-        status, said = in_a_child(lambda fd: os.write(fd, json.dumps(self._work(case, home)).encode()) and None)
+
+        def work(fd: int) -> None:
+            os.write(fd, json.dumps(self._work(case, home)).encode())
+
+        status, said = in_a_child(work)
         if status:
             return Result(1, fault=f"{case}: {said[-3000:]}")
         values = json.loads(said)

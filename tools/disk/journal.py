@@ -1,4 +1,4 @@
-"""Reads the log of `shim.c` as changes of files and folders, each known by a number as a file system knows its inodes."""
+"""Reads the log of `shim.c` as changes of files and folders, each with a number, as inodes have."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class Judge:
             found = {info.id: store.load(info.id) for info in infos}
             for session in (wanted.keys() & promises.after.sessions.keys()) - promises.unsure:
                 _require(session in found, f"the session {session} is lost")
-            for session, stored in found.items():
+            for stored in found.values():
                 _check_session(stored, promises)
             self._deleted(home, promises, set(found))
             return self._resume(archive, infos[0], promises) if infos else "nothing to resume"
