@@ -3,9 +3,9 @@
     python -m tools.failing_calls [--cases 500] [--seed 0] [--all]
 
 A chat with a tiny model, and commands around it (`tools/disk/scenario.py`), run again and again. In each run one
-`open`, `write`, `fsync`, `rename`, `mmap`, `ftruncate`, `unlink`, `mkdir` or `link` below the home folder fails with ENOSPC,
-EIO, EMFILE or ENOMEM, or all of them fail from there until the end of the next step, as on a disk that is full until
-somebody makes room. Every failure must be told in one sentence without a traceback, the chat must go on, and at the
+`open`, `write`, `fsync`, `rename`, `mmap`, `ftruncate`, `unlink`, `mkdir` or `link` below the home folder fails with
+ENOSPC, EIO, EMFILE or ENOMEM, or all of them fail from there until the end of the next step, as on a disk that is full
+until somebody makes room. Every failure must be told in one sentence without a traceback, the chat must go on, and at the
 end everything must be saved, or have been reported as not saved. With `--all`, n counts up until a run has no such
 call. Linux only; needs a C compiler.
 """

@@ -265,9 +265,8 @@ class Recorder:
             cache=conversation.rollback.mark(),
             evictions=self._evictions,
             undone_from=self._undone_from,
-            identity=None
-            if adoption is None
-            else adoption.identity,  # in one transaction with the new ids of its turns
+            # in one transaction with the new ids of its turns
+            identity=None if adoption is None else adoption.identity,
             system_ids=log.ids[: conversation.system_tokens],
         )
         self._evictions, self._undone_from, self._adoption = [], None, None
