@@ -5,9 +5,9 @@
 A chat with a tiny model, and commands around it (`tools/disk/scenario.py`), run again and again. In each run one
 `open`, `write`, `fsync`, `rename`, `mmap`, `ftruncate`, `unlink`, `mkdir` or `link` below the home folder fails with
 ENOSPC, EIO, EMFILE or ENOMEM, or all of them fail from there until the end of the next step, as on a disk that is full
-until somebody makes room. Every failure must be told in one sentence without a traceback, the chat must go on, and at the
-end everything must be saved, or have been reported as not saved. With `--all`, n counts up until a run has no such
-call. Linux only; needs a C compiler.
+until somebody makes room. Every failure must be told in one sentence without a traceback, the chat must go on, and
+at the end everything must be saved, or have been reported as not saved. With `--all`, n counts up until a run has no
+such call. Linux only; needs a C compiler.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tools.disk import shim
-from tools.power_loss import work_folder
 
 MAX_FAULTS = 30
 """The run ends after this many."""
@@ -56,7 +55,13 @@ def ensure_preloaded() -> None:
 
 
 def run(
-    folder: Path, cases: int | None, seed: int, say: Callable[[str], None] = lambda text: None, each: int = 1
+    folder: Path,
+    cases: int | None,
+    seed: int,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    each: int = 1,
+    verbose: bool = False,
 ) -> Outcome:
     """Run cases in the preloaded process.
 
@@ -66,6 +71,7 @@ def run(
         seed: Of the draw.
         say: Takes a line for each fault, and from time to time the progress.
         each: With every n: take only each so many-th.
+        verbose: Say what the user was told in each case.
     """
     from tests.support.real_engine import tiny_loaded
     from tools.disk.faults import FAILURES, Attempts, Case
@@ -83,7 +89,9 @@ def run(
             outcome.faults.append(result.fault)
             say(result.fault)
         if outcome.cases % 25 == 0:
-            say(f"{outcome.cases} cases, now {case}")
+            say(f"{outcome.cases} cases")
+        if verbose:
+            say(f"{case}: {result.call or 'no such call'}; told: {list(result.told)}")
         return result.failed > 0
 
     def every() -> Iterator[tuple[Case, ...]]:
@@ -106,8 +114,8 @@ def run(
         return outcome
     rng = random.Random(seed)
     for _ in range(cases):
-        # low numbers are met by every kind; the square root has them drawn more often
-        take(Case(rng.choice(FAILURES), int(700 * rng.random() ** 3), rng.random() < 0.5))
+        failure = rng.choice(FAILURES)
+        take(Case(failure, rng.randrange(attempts.calls[failure.kind]), rng.random() < 0.5))
         if len(outcome.faults) >= MAX_FAULTS:
             break
     return outcome
@@ -119,17 +127,19 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=500, help="number of cases, drawn at random")
     parser.add_argument("--all", action="store_true", help="every call of every kind instead")
     parser.add_argument("--each", type=int, default=1, help="with --all: only each so many-th call")
+    parser.add_argument("--verbose", action="store_true", help="print what the user is told in each case")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     ensure_preloaded()
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=work_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=shim.work_folder()) as folder:
         outcome = run(
             Path(folder),
             None if args.all else args.cases,
             args.seed,
             lambda text: print(text, file=sys.stderr, flush=True),
-            args.each,
+            each=args.each,
+            verbose=args.verbose,
         )
     met = outcome.cases - outcome.unmet
     print(

@@ -1,6 +1,6 @@
 """Simulates power failures at every moment of a chat, and opens what is left with the product.
 
-    python -m tools.power_loss [--draws 20000] [--seed 0] [--keep FOLDER]
+    python -m tools.power_loss [--draws 20000] [--seed 0] [--step delete] [--keep FOLDER]
 
 A process has a chat with a tiny model, and changes, exports, deletes and restores sessions (`tools/disk/scenario.py`)
 while every write, rename and flush below its home folder is recorded. Then the disk is rebuilt after each of these
@@ -78,7 +78,13 @@ def _unseen(recording: Recording, home: Path) -> list[str]:
 
 
 def run(
-    folder: Path, draws: int, seed: int, *, keep: Path | None = None, say: Callable[[str], None] = lambda text: None
+    folder: Path,
+    draws: int,
+    seed: int,
+    *,
+    step: str = "",
+    keep: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Record, rebuild and judge.
 
@@ -86,6 +92,7 @@ def run(
         folder: An empty folder, best in memory.
         draws: Number of power failures to draw.
         seed: Of the draws.
+        step: Only moments of this step and until the next one; "" for all.
         keep: Folder for the disks that were judged faulty.
         say: Takes a line for each fault, and from time to time the progress.
     """
@@ -93,7 +100,7 @@ def run(
     recording = record(folder)
     story, judge = Story(recording), Judge(tiny_loaded())
     outcome = Outcome(changes=len(recording.changes))
-    for left in power_failures(recording, draws, seed):
+    for left in power_failures(recording, draws, seed, lambda moment: not step or story.at(moment).latest == step):
         outcome.states += 1
         outcome.policies[left.policy.name] += 1
         home = folder / f"state-{outcome.states}"
@@ -121,22 +128,23 @@ def _described(left: Left, story: Story, error: Exception) -> str:
     return f"after {left.moment} changes, {where}, {left.policy.name}: {what}"
 
 
-def work_folder() -> str | None:
-    """Return a folder in memory; None for the default one."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
 def main() -> int:
     """Run it and print what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--draws", type=int, default=20_000, help="power failures to draw; equal disks are judged once")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--step", default="", help="only during and after this step of the scenario, such as `delete`")
     parser.add_argument("--keep", type=Path, help="folder for disks that were judged faulty")
     args = parser.parse_args()
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=work_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=shim.work_folder()) as folder:
         outcome = run(
-            Path(folder), args.draws, args.seed, keep=args.keep, say=lambda text: print(text, file=sys.stderr)
+            Path(folder),
+            args.draws,
+            args.seed,
+            step=args.step,
+            keep=args.keep,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
         )
     print(
         f"{outcome.states} states of the disk after a power failure in a chat of {outcome.changes} changes, judged in "

@@ -96,8 +96,14 @@ class Attempts:
         self._loaded, self._folder, self._shim = loaded, folder, Shim()
         self._judge = Judge(other)
         self._count = 0
-        os.environ["STREAMCHAT_HOME"] = str(folder / "first")
+        first = folder / "first"
+        first.mkdir()
+        os.environ["STREAMCHAT_HOME"] = str(first)
+        self._shim.start(first)
         Scenario(loaded, lambda mark: None).run()  # imports everything, so that the forked processes need not
+        self._shim.stop()
+        self.calls = {kind: self._shim.calls(kind) for kind in Kind}
+        """Kind -> number of its calls in a run without failures."""
         gc.freeze()
 
     def run(self, case: Case) -> Result:
@@ -152,7 +158,7 @@ class Attempts:
             step = "check at the end"
             if failed:
                 truth = scenario.truth
-                self._judge.judge(home, Promises("", truth, truth, {}, dict(digests), frozenset(scenario.unsure)))
+                self._judge.judge(home, Promises("", "", truth, truth, {}, dict(digests), frozenset(scenario.unsure)))
         except Exception as error:
             failed, call = max(1, self._shim.failed), self._shim.failed_call
             self._shim.stop()

@@ -17,6 +17,8 @@ class Promises:
 
     step: str
     """The running step; '' between two."""
+    latest: str
+    """The latest step that began."""
     before: Truth
     """What was true when the running step began."""
     after: Truth
@@ -37,6 +39,7 @@ def _truth(saved: dict[str, Any]) -> Truth:
 @dataclass
 class _Moment:
     step: str = ""
+    latest: str = ""
     before: Truth = field(default_factory=Truth)
     after: Truth = field(default_factory=Truth)
     turns: dict[str, list[tuple[int, list[str]]]] = field(default_factory=dict)
@@ -49,19 +52,20 @@ class Story:
     def __init__(self, recording: Recording) -> None:
         marks = [(i, json.loads(each.text)) for i, each in enumerate(recording.changes, 1) if isinstance(each, Mark)]
         ends = [(i, _truth(mark["truth"])) for i, mark in marks if "end" in mark]
-        self._starts, self._promises = [0], [Promises("", Truth(), Truth(), {}, {})]
+        self._starts, self._promises = [0], [Promises("", "", Truth(), Truth(), {}, {})]
         now = _Moment()
         for i, mark in marks:
             self._take(now, mark, next((truth for end, truth in ends if end > i), now.after))
             digests = {session: set(each) for session, each in now.digests.items()}
             turns = {session: list(each) for session, each in now.turns.items()}
             self._starts.append(i)
-            self._promises.append(Promises(now.step, now.before, now.after, turns, digests))
+            self._promises.append(Promises(now.step, now.latest, now.before, now.after, turns, digests))
 
     @staticmethod
     def _take(now: _Moment, mark: dict[str, Any], next_truth: Truth) -> None:
         if "begin" in mark:
-            now.step, now.after = mark["begin"], next_truth
+            now.step = now.latest = mark["begin"]
+            now.after = next_truth
         elif "end" in mark:
             now.step, now.before, now.turns = "", _truth(mark["truth"]), {}
             now.after = now.before

@@ -48,7 +48,8 @@ static size_t root_length;
 static int log_fd = -1;
 static volatile pid_t process;
 static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
-static long calls, fail_after, fail_count, failed;
+#define MAX_KINDS 16
+static long counts[MAX_KINDS], calls, fail_after, fail_count, failed;
 static int fail_kinds, fail_errno;
 static char failed_call[PATH_MAX + 64];
 
@@ -127,6 +128,7 @@ static int is_tracked(int fd) { return fd >= 0 && fd < MAX_FDS && tracked[fd]; }
 
 /* Whether this call must fail; counts it. Called with the lock held. */
 static int fails(int kind, const char *name, const char *path, int fd) {
+    for (int i = 0; i < MAX_KINDS; i++) counts[i] += kind >> i & 1;
     if (!(fail_kinds & kind)) return 0;
     long number = calls++;
     if (number < fail_after || failed >= fail_count) return 0;
@@ -149,6 +151,7 @@ int disk_start(const char *folder, const char *log) {
     snprintf(root, sizeof root, "%s", folder);
     root_length = strlen(root);
     memset(tracked, 0, sizeof tracked);
+    memset(counts, 0, sizeof counts);
     log_fd = *log ? (int)syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
     process = getpid();
     pthread_mutex_unlock(&lock);
@@ -180,7 +183,13 @@ void disk_fail(int kinds, long after, long count, int error) {
 
 /* Stop failing, as if room had been made; the counts stay. */
 void disk_heal(void) { fail_count = 0; }
-long disk_calls(void) { return calls; }
+
+/* Number of calls of one kind since `disk_start`. */
+long disk_calls(int kind) {
+    for (int i = 0; i < MAX_KINDS; i++)
+        if (kind == 1 << i) return counts[i];
+    return 0;
+}
 long disk_failed(void) { return failed; }
 const char *disk_failed_call(void) { return failed_call; }
 

@@ -55,6 +55,11 @@ def build(folder: Path) -> Path:
     return target
 
 
+def work_folder() -> str | None:
+    """Return a folder in memory; None for the default one."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
 def environment(library: Path, home: Path) -> dict[str, str]:
     """Return the environment of a Python process that preloads `library` and has its files below `home`."""
     return os.environ | {
@@ -102,14 +107,13 @@ class Shim:
         """Fail no further call."""
         self._library.disk_heal()
 
-    @property
-    def calls(self) -> int:
-        """Number of calls of the kinds that `fail` was given last, since then."""
-        return int(self._library.disk_calls())
+    def calls(self, kind: Kind) -> int:
+        """Return the number of calls of one kind since `start`, whether they failed or not."""
+        return int(self._library.disk_calls(int(kind)))
 
     @property
     def failed(self) -> int:
-        """How many of them failed."""
+        """How many calls failed since `fail`."""
         return int(self._library.disk_failed())
 
     @property

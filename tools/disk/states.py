@@ -194,15 +194,25 @@ class Left:
     state: State
 
 
-def power_failures(recording: Recording, draws: int, seed: int) -> Iterator[Left]:
+def power_failures(
+    recording: Recording, draws: int, seed: int, concerns: Callable[[int], bool] = lambda moment: True
+) -> Iterator[Left]:
     """Yield disks after a power failure, in order of time.
 
     Each moment of the recording meets each policy before chance comes again; fewer than all are drawn at random. A disk
     that the same promises hold for (no mark in between) is yielded once, so there are fewer than `draws`.
+
+    Args:
+        recording: What was recorded.
+        draws: Number of pairs of a moment and a policy.
+        seed: Of the draws.
+        concerns: Whether a moment is of interest.
     """
     rng = random.Random(seed)
-    moments = [i for i, change in enumerate(recording.changes, 1) if not isinstance(change, Sync)]
+    moments = [i for i, change in enumerate(recording.changes, 1) if not isinstance(change, Sync) and concerns(i)]
     pairs = [(moment, policy) for moment in moments for policy in POLICIES]
+    if not pairs:
+        return
     drawn = pairs * (draws // len(pairs)) + rng.sample(pairs, draws % len(pairs))
     chosen: dict[int, list[Policy]] = {}
     for moment, policy in drawn:
