@@ -39,6 +39,7 @@ from streamchat.models import staging
 from streamchat.models.load import LoadedModel
 from streamchat.models.tile_file import TileWriter
 from streamchat.server.access import read_token, token_path
+from streamchat.sessions import recorder
 from streamchat.sessions import snapshot as snapshots
 from streamchat.store.database import database_path
 from tests.support.real_engine import tiny_loaded
@@ -128,7 +129,7 @@ class Scenario:
             ("save settings", lambda: self.save_settings(temperature=0.5, snapshot_turns=2)),
             ("start", self.start),
             ("type", lambda: self.type("hello there")),
-            ("turn 1", lambda: self.turn("the sea and a dragon")),
+            ("turn 1", lambda: self.turn("the sea and a dragon", is_slow=True)),
             ("turn 2", lambda: self.turn("a knight who sings, far away; why so?")),
             ("pin", lambda: self.pin(2)),
             ("turn 3", lambda: self.turn("tell it again and again, the green hill")),
@@ -139,7 +140,7 @@ class Scenario:
             ("retry", lambda: self.request(rq.Retry())),
             ("unpin", lambda: self.request(rq.Unpin(2))),
             ("option", lambda: self.request(rq.SetOption("temperature", 0.7))),
-            ("turn 5", lambda: self.turn("the end of it")),
+            ("turn 5", lambda: self.turn("the end of it", is_slow=True)),
             ("export", lambda: self.export(0, "one.md")),
             ("clear", lambda: self.request(rq.Clear())),
             ("secret", lambda: self.turn(SECRET)),
@@ -253,9 +254,14 @@ class Scenario:
         if self._chat is not None:
             self._chat.send(request)
 
-    def turn(self, text: str) -> None:
-        """Have one turn."""
-        self.request(rq.Submit(text))
+    def turn(self, text: str, *, is_slow: bool = False) -> None:
+        """Have one turn; a slow reply is saved token by token, a fast one when it ends."""
+        batch = recorder.BATCH_S
+        recorder.BATCH_S = 0.0 if is_slow else batch
+        try:
+            self.request(rq.Submit(text))
+        finally:
+            recorder.BATCH_S = batch
 
     def pin(self, number: int) -> None:
         """Pin a turn."""
