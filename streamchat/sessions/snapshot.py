@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from streamchat.base.atomic_files import atomic_write
+from streamchat.base.atomic_files import advice_on, atomic_write
 from streamchat.base.errors import StoreError, reason_of
 from streamchat.cache.checkpoint import CacheCheckpoint
 from streamchat.sessions.tensor_file import write_tensors
@@ -78,8 +78,7 @@ def save(path: Path, snapshot: Snapshot) -> int:
             return partial.stat().st_size
     except OSError as error:
         raise StoreError(
-            f"the cache could not be saved to {path}: {reason_of(error)}; free some disk space or make the folder "
-            "writable"
+            f"the cache could not be saved to {path}: {reason_of(error)}; {advice_on(error.errno)}"
         ) from error
 
 

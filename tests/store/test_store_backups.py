@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -465,6 +466,70 @@ def test_no_file_has_a_word_of_a_deleted_conversation(path: Path, capsys: pytest
         with Store(backup.path) as store:
             assert sorted(info.id for info in store.sessions()) == sorted(others)
             assert len(store.search("other7")) == 2
+
+
+def test_the_next_start_removes_the_cache_of_a_deletion_that_was_interrupted(path: Path) -> None:
+    """Also what a killed process left unfinished of it."""
+    [kept, deleted] = filled(path, "sea", "hill")
+    with Store(path) as store:
+        folder = store.snapshot_path("").parent
+        folder.mkdir()
+        names = [f"{kept}.safetensors", f".{kept}.safetensors.0123.part"]
+        for name in [*names, f"{deleted}.safetensors", f".{deleted}.safetensors.0123.part", ".tmpX1y2Z3"]:
+            (folder / name).write_bytes(b"keys and values")
+        mark_pending(path)
+        with store._open.write() as connection:
+            connection.execute("DELETE FROM sessions WHERE id = ?", (deleted,))
+    assert kept_up(path) == []
+    assert sorted(os.listdir(folder)) == sorted(names)
+    assert not pending_mark(path).exists()
+
+
+def test_a_cache_that_cannot_be_removed_is_removed_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [session] = filled(path, "sea")
+    with Store(path) as store:
+        snapshot = store.snapshot_path(session)
+        snapshot.parent.mkdir()
+        snapshot.touch()
+        with monkeypatch.context() as patch:
+            patch.setattr(paths, "fsync", lambda path: None)
+            patch.setattr(Path, "unlink", failing_unlink)
+            assert not store.delete(session)
+        assert (store.sessions(), snapshot.exists(), pending_mark(path).exists()) == ([], True, True)
+        assert store.scrub()
+    assert not snapshot.exists()
+
+
+def failing_unlink(path: Path, missing_ok: bool = False) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_the_empty_log_is_flushed_before_the_mark_of_a_deletion_goes(path: Path) -> None:
+    """SQLite does not flush its new size: a power failure could bring the text back."""
+    [session] = filled(path, "sea")
+    statements: list[str] = []
+    with Store(path) as store:
+        store._open.writer.set_trace_callback(statements.append)
+        assert store.delete(session)
+        store._open.writer.set_trace_callback(None)
+        assert Path(f"{path}-wal").stat().st_size > 0
+    after = statements[statements.index("PRAGMA wal_checkpoint(TRUNCATE)") + 1 :]
+    assert any(statement.startswith("PRAGMA user_version = ") for statement in after)
+
+
+def test_a_restored_backup_is_not_reported_as_a_failure(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the files have changed places, nothing may fail any more."""
+    filled(path, "sea", "hill")
+    back_up_daily(path)
+
+    def refuse(*_: object) -> None:
+        raise StoreError("too many files are open")
+
+    monkeypatch.setattr("streamchat.store.store.acquire", refuse)
+    code, out, _ = run(capsys, "restore-backup", "--yes")
+    assert (code, "with 2 sessions." in out) == (0, True)
 
 
 def test_backups_can_be_left_alone_and_emptied_later(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
