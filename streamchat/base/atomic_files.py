@@ -49,6 +49,19 @@ def advice_on(code: int | None) -> str:
     return ADVICE.get(code or 0, _WRITABLE)
 
 
+_OF_ANY_FOLDER = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+
+
+def advice_or(code: int | None, otherwise: str) -> str:
+    """Return what to do about the errno of a failed write to a file that the user named.
+
+    Args:
+        code: The errno.
+        otherwise: What to do if another name would help.
+    """
+    return advice_on(code) if code in _OF_ANY_FOLDER else otherwise
+
+
 @contextmanager
 def atomic_write(target: Path, *, durable: bool, mode: int = PRIVATE) -> Iterator[Path]:
     """Yield a new empty file to write, which replaces `target` if the block succeeds and is deleted otherwise.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import SHARED, advice_on, atomic_write, write_json, write_new, write_text
+from streamchat.base.atomic_files import SHARED, advice_on, advice_or, atomic_write, write_json, write_new, write_text
 
 
 @pytest.fixture
@@ -88,6 +88,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space left") as failure:
         write_json(tmp_path / "file", [2], durable=True)
     assert advice_on(failure.value.errno) == "free some disk space"
+    assert advice_or(failure.value.errno, "choose another name") == "free some disk space"
+    assert advice_or(errno.EACCES, "choose another name") == "choose another name"
     assert (json.loads((tmp_path / "file").read_text()), os.listdir(tmp_path)) == ([1], ["file"])
 
 
