@@ -25,7 +25,16 @@ from streamchat.store.scrub import pending_mark
 from streamchat.store.store import Store
 from tools.crash import open_chat
 from tools.disk.promises import Promises
-from tools.disk.scenario import CACHE_SIZE, MODEL_FILE, SessionTruth, Unsaid, check_sentence, digest_of, wait_for_upkeep
+from tools.disk.scenario import (
+    CACHE_SIZE,
+    MODEL_FILE,
+    SECRET,
+    SessionTruth,
+    Unsaid,
+    check_sentence,
+    digest_of,
+    wait_for_upkeep,
+)
 from tools.disk.states import State
 
 
@@ -141,7 +150,7 @@ class Judge:
                 _require(session in found, f"the session {session} is lost")
             for stored in found.values():
                 _check_session(stored, promises)
-            self._deleted(home, promises, set(found))
+            self._deleted(home, promises)
             return self._resume(archive, infos[0], promises) if infos else "nothing to resume"
         finally:
             archive.close()
@@ -150,19 +159,17 @@ class Judge:
         if isinstance(event, ev.Notice):
             check_sentence(event.text)
 
-    def _deleted(self, home: Path, promises: Promises, present: set[str]) -> None:
+    def _deleted(self, home: Path, promises: Promises) -> None:
         """Check that deleted text is in no file, now that the product has had a start to remove the rest of it."""
         if not promises.before.deleted or promises.step == "restore":
             return
         _require(not pending_mark(database_path()).exists(), "text of a deleted session was not removed at the start")
         for path in home.rglob("*"):
             if path.is_file():
-                data = path.read_bytes()
-                for text in promises.before.deleted:
-                    _require(text.encode() not in data, f"deleted text is still in {path.relative_to(home)}")
+                _require(SECRET.encode() not in path.read_bytes(), f"deleted text is in {path.relative_to(home)}")
         for path in (database_path().parent / "snapshots").glob("*"):
             session = path.name.lstrip(".").partition(".")[0]
-            _require(session in present, f"the cache of a deleted session is still there: {path.name}")
+            _require(session not in promises.before.deleted, f"the cache of a deleted session is there: {path.name}")
 
     def _resume(self, archive: Archive, saved: SessionInfo, promises: Promises) -> str:
         conversation = self._active.conversation

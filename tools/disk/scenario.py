@@ -70,7 +70,7 @@ class Truth:
 
     sessions: dict[str, SessionTruth] = field(default_factory=dict)
     deleted: list[str] = field(default_factory=list)
-    """Texts that must be in no file."""
+    """Ids of deleted sessions; no file may have their cache, or `SECRET`, which they were about."""
     settings: dict[str, Any] = field(default_factory=dict)
     typed: list[str] = field(default_factory=list)
     """What was typed; its newest lines may be lost in a power failure."""
@@ -337,7 +337,7 @@ class Scenario:
             session = self.ids[index]
             if self.command("sessions", "delete", session, "--yes") == 0:
                 self.truth.sessions.pop(session, None)
-                self.truth.deleted.append(SECRET)
+                self.truth.deleted.append(session)
             else:
                 self.unsure.add(session)
 
