@@ -32,8 +32,8 @@ from streamchat.base.requests import (
 from streamchat.cache.dtype import set_cache_dtype
 from streamchat.config.loader import Configuration
 from streamchat.sessions import snapshot as snapshots
-from streamchat.store import store as stores
 from streamchat.store.health import examine
+from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store
 from tests.support import toy_tokenizer as toy
 from tests.support.real_engine import Watched, running, tiny_loaded
@@ -585,15 +585,13 @@ def test_new_ids_that_could_not_be_written_are_written_with_their_tokenizer(
 
 
 def test_a_session_whose_lock_fails_is_not_created_twice(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = stores.SessionLock
-
     def full(*_: Any) -> Any:
-        monkeypatch.setattr(stores, "SessionLock", lock)
+        monkeypatch.setattr("streamchat.store.store.SessionLock", SessionLock)
         raise StoreError("too many files are open")
 
     with running(store=database) as chat:
         chat.wait(ev.ModelReady)
-        monkeypatch.setattr(stores, "SessionLock", full)
+        monkeypatch.setattr("streamchat.store.store.SessionLock", full)
         said(chat, QUESTIONS[:2])
     with Store(database) as store:
         assert [info.turns for info in store.sessions()] == [2]
