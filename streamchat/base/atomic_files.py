@@ -40,7 +40,7 @@ ADVICE = {
     errno.EEXIST: "a file has the name of its folder; move that file aside",
 }
 """errno of a failed write -> what to do; for others, `_WRITABLE`."""
-_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 """errno of `os.link` on a file system without hard links."""
 
 
@@ -72,7 +72,8 @@ def atomic_write(target: Path, *, durable: bool, mode: int = PRIVATE) -> Iterato
         mode: Permissions of the new file.
 
     Raises:
-        OSError: The file cannot be written or renamed; `target` is unchanged. See `advice_on`.
+        OSError: The file cannot be written or renamed; `target` is unchanged, unless only flushing its name failed. See
+            `advice_on`.
     """
     paths.private_dir(target.parent)
     partial = _partial(target)
