@@ -517,6 +517,38 @@ def test_the_empty_log_is_flushed_before_the_mark_of_a_deletion_goes(path: Path)
     assert any(statement.startswith("PRAGMA user_version = ") for statement in after)
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_there_is_always_a_database_while_a_backup_is_restored(
+    path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """A power failure in between left none, and the next start made an empty one."""
+    filled(path, "sea")
+    back_up_daily(path)
+    filled(path, "hill")
+    replace = os.replace
+
+    def fail(source: str | Path, target: str | Path) -> None:
+        if Path(target) == path and Path(source).suffix == ".part":
+            assert path.exists() or not has_links
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "replace", fail)
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StoreError, match="free some disk space"):
+        restore(path, backups(path)[0])
+    assert (titles(path), set_aside(path)) == (["hill", "sea"], [])
+    monkeypatch.undo()
+    monkeypatch.setenv("STREAMCHAT_HOME", str(path.parent.parent))
+    aside = restore(path, backups(path)[0])
+    assert aside is not None
+    assert (titles(path), titles(aside)) == (["sea"], ["hill", "sea"])
+
+
 def test_a_restored_backup_is_not_reported_as_a_failure(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
