@@ -98,10 +98,12 @@ def load(path: Path) -> Snapshot:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise SnapshotError("no cache was saved with it") from None
-    except MemoryError:  # also if the file cannot be mapped
+    except MemoryError:
         raise SnapshotError("there was not enough memory to read its saved cache") from None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise SnapshotError("its saved cache is damaged") from error
+    except RuntimeError as error:  # of torch, if it cannot map the file
+        raise SnapshotError("its saved cache could not be read") from error
     checksum = facts.pop("checksum", "")
     if checksum != _checksum(tensors, facts):
         raise SnapshotError("its saved cache is damaged")

@@ -538,19 +538,26 @@ def test_a_pin_after_the_snapshot_survives_the_end_of_the_power(database: Path, 
         assert chat.conversation.cache.pins == pins != ()
 
 
-def test_a_snapshot_that_does_not_fit_into_memory_is_read_again(
-    database: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError("os error 12"), "there was not enough memory to read its saved cache"),
+        (RuntimeError("unable to mmap 100 bytes"), "its saved cache could not be read"),
+    ],
+)
+def test_a_snapshot_that_cannot_be_mapped_is_read_again(
+    database: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     with running(store=database) as chat:
         said(chat, QUESTIONS[:2])
 
-    def full(*_: Any, **__: Any) -> Any:
-        raise MemoryError("Cannot allocate memory (os error 12)")
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
 
-    monkeypatch.setattr(snapshots, "safe_open", full)
+    monkeypatch.setattr(snapshots, "safe_open", fail)
     with running(store=database, session=session_of(database)) as chat:
-        assert chat.wait(ev.ConversationResumed).prefilled > 0
-        assert "there was not enough memory to read its saved cache" in chat.wait(ev.Notice).text
+        assert chat.wait(ev.ConversationResumed, timeout_s=20).prefilled > 0
+        assert reason in chat.wait(ev.Notice).text
 
 
 def test_a_setting_that_could_not_be_written_is_written_with_the_next_turn(
