@@ -78,14 +78,26 @@ class Chat:
         self.owner.handle(job)
 
 
-def open_chat(loaded: LoadedModel, database: Path, session: str | None, **settings: Any) -> Chat:
-    """Begin a conversation, or resume one."""
+def open_chat(
+    loaded: LoadedModel,
+    database: Path,
+    session: str | None,
+    heard: Callable[[ev.Event], None] = lambda event: None,
+    *,
+    saves: bool = True,
+    **settings: Any,
+) -> Chat:
+    """Begin a conversation, or resume one; `heard` is called with each event, and without `saves` nothing is saved."""
     events: list[ev.Event] = []
+
+    def publish(event: ev.Event) -> None:
+        events.append(event)
+        heard(event)
+
     chosen = Settings(**({"max_new_tokens": 24, "temperature": 1.0, "snapshot_turns": 2} | settings))
     jobs = JobQueue()
-    owner = Owner(
-        Configuration(chosen), lambda *_: loaded, events.append, lambda *_: None, lambda: Store(database), jobs
-    )
+    open_store = (lambda: Store(database)) if saves else None
+    owner = Owner(Configuration(chosen), lambda *_: loaded, publish, lambda *_: None, open_store, jobs)
     owner.host.start(session)
     return Chat(owner, jobs, events)
 
@@ -133,7 +145,7 @@ def arm(point: str, rng: random.Random) -> Callable[[], None]:
 
             setattr(databases, "connect", traced)  # noqa: B010 - it is imported there
         case "snapshot":
-            for owner, name in ((snapshots, "save_file"), (paths, "fsync"), (os, "replace")):
+            for owner, name in ((snapshots, "write_tensors"), (paths, "fsync"), (os, "replace")):
                 before(owner, name, tick)
         case "page":
 

@@ -40,11 +40,26 @@ ADVICE = {
     errno.EEXIST: "a file has the name of its folder; move that file aside",
 }
 """errno of a failed write -> what to do; for others, `_WRITABLE`."""
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""errno of `os.link` on a file system without hard links."""
 
 
 def advice_on(code: int | None) -> str:
     """Return what to do about the errno of a failed write."""
     return ADVICE.get(code or 0, _WRITABLE)
+
+
+_OF_ANY_FOLDER = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+
+
+def advice_or(code: int | None, otherwise: str) -> str:
+    """Return what to do about the errno of a failed write to a file that the user named.
+
+    Args:
+        code: The errno.
+        otherwise: What to do if another name would help.
+    """
+    return advice_on(code) if code in _OF_ANY_FOLDER else otherwise
 
 
 @contextmanager
@@ -57,10 +72,11 @@ def atomic_write(target: Path, *, durable: bool, mode: int = PRIVATE) -> Iterato
         mode: Permissions of the new file.
 
     Raises:
-        OSError: The file cannot be written or renamed; `target` is unchanged. See `advice_on`.
+        OSError: The file cannot be written or renamed; `target` is unchanged, unless only flushing its name failed. See
+            `advice_on`.
     """
     paths.private_dir(target.parent)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    partial = _partial(target)
     try:
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         yield partial
@@ -120,16 +136,44 @@ def _checksum(value: Any) -> str:
 
 
 def write_new(target: Path, text: str, *, durable: bool) -> None:
-    """Write a new private file like `write_text`.
+    """Write a new private file in UTF-8; characters that cannot be encoded become `?`. Its folder must exist.
+
+    The name appears with the contents: there is no moment at which the file exists and is empty.
 
     Raises:
         FileExistsError: `target` exists, also if another process has just created it.
         OSError: The file cannot be written; no `target` is left.
     """
-    with open(target, "x", opener=paths.private_opener):
-        pass  # the name is taken
+    partial = _partial(target)
     try:
-        write_text(target, text, durable=durable)
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
+        with open(partial, "x", encoding="utf-8", errors="replace", opener=paths.private_opener) as file:
+            file.write(text)
+        if durable:
+            paths.fsync(partial)
+        _give_new_name(partial, target)
+        try:
+            if durable:
+                paths.fsync(target.parent)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _give_new_name(partial: Path, target: Path) -> None:
+    """Give a file a name that must be free, which `os.replace` does not ensure. Its old name may remain."""
+    try:
+        os.link(partial, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with open(target, "x", opener=paths.private_opener):
+            pass  # the name is taken
+        os.replace(partial, target)
+
+
+def _partial(target: Path) -> Path:
+    """Return an unused name for the unfinished contents of `target`."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")

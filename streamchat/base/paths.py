@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import PlatformDirs
@@ -59,8 +60,16 @@ def private_opener(path: str, flags: int) -> int:
 
 
 def private_dir(path: Path) -> Path:
-    """Create the folder `path`, readable only by the user, and return it."""
+    """Create the folder `path`, readable only by the user, and return it.
+
+    The names of new folders are flushed to the disk: a file that is flushed is lost in a power failure if its folder
+    is.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in reversed(missing):
+        with suppress(OSError):  # the file system may not support it; writing the files reports a failing disk
+            fsync(folder.parent)
     return path
 
 

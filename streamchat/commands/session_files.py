@@ -15,7 +15,7 @@ from streamchat.store.database import database_path
 from streamchat.store.health import HealthReport, examine
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import SessionInfo
-from streamchat.store.restore import backups_with, delete_from_backups, restore, set_aside
+from streamchat.store.restore import backups_with, delete_from_backups, restore, session_count, set_aside
 from streamchat.store.store import Store
 
 
@@ -172,8 +172,7 @@ def restore_backup(name: str | None, *, yes: bool) -> int:
         print_line("Nothing was restored.")
         return ExitCode.FAILURE
     moved = restore(database, backup)
-    with Store() as store:
-        count = len(store.sessions())
+    count = session_count(backup)
     print_line(f"Restored the backup of {when}, with {plural(count, 'session')}.")
     if moved is not None:
         print_line(f"The previous database is now {moved}; only that file has the messages since then.")

@@ -15,7 +15,7 @@ from typing import Any
 import filelock
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import ADVICE, read_json
+from streamchat.base.atomic_files import ADVICE, advice_or, read_json
 from streamchat.base.errors import ModelNotFoundError, reason_of, short
 from streamchat.base.formatting import human_bytes
 from streamchat.base.progress import Progress
@@ -136,7 +136,7 @@ def _disk_error(error: OSError, folder: Path, what: str) -> ModelNotFoundError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason, remedy = "the disk is full", "make room"
     else:
-        reason, remedy = short(reason_of(error)), "make it writable"
+        reason, remedy = short(reason_of(error)), advice_or(error.errno, "make it writable")
     return ModelNotFoundError(
         f"{what} could not be stored in {folder} ({reason}); {remedy}, or set STREAMCHAT_HOME to another folder"
     )

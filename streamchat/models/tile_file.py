@@ -27,6 +27,7 @@ ENTRY_BYTES = 512
 DTYPES = {
     torch.uint8: "U8",
     torch.int8: "I8",
+    torch.int16: "I16",
     torch.int32: "I32",
     torch.int64: "I64",
     torch.bool: "BOOL",
@@ -34,7 +35,10 @@ DTYPES = {
     torch.bfloat16: "BF16",
     torch.float32: "F32",
     torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
+"""dtype -> its name in a safetensors file."""
 
 
 @dataclass(frozen=True)

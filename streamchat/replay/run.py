@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
 from streamchat.base.atomic_files import write_json, write_text
+from streamchat.base.errors import ExitCode
 from streamchat.base.paths import private_opener
 from streamchat.base.requests import Clear, Quote, SetOption, SetSystemPrompt, Submit, Undo
 from streamchat.replay.invariants import Inspector, Violation
@@ -203,12 +205,23 @@ class Run:
                 row = self._row(step, finished)
                 file.write(json.dumps(row) + "\n")
                 file.flush()
+                os.fsync(file.fileno())  # its turn is on the disk, and only the newest turns can be undone
                 self.on_turn(row)
 
     def _undo_unlogged(self, turns: int) -> bool:
         """Undo turns that were saved but never logged before a crash."""
         resumed = self._wait_for(ev.ConversationResumed)
         if not isinstance(resumed, ev.ConversationResumed):
+            return False
+        from streamchat.conversation.rollback import REACH  # deferred: imports torch
+
+        if len(resumed.turns) - turns > REACH:
+            self.failure = ev.EngineFailed(
+                "The run cannot be resumed",
+                f"{self.folder.turns} has {turns} turns of a session with {len(resumed.turns)}, and only the last "
+                f"{REACH} can be undone; start a new run",
+                ExitCode.FAILURE,
+            )
             return False
         for _ in resumed.turns[turns:]:
             self.engine.send(Undo())

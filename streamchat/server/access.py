@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import advice_or, write_new
 from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.host_names import AllowedHosts, is_loopback
 from streamchat.server.errors import ApiError
@@ -69,11 +70,13 @@ def read_token(path: Path) -> tuple[str, bool]:
                 _require_private(path, file.fileno())
                 token = file.read(4096).strip()
         except FileNotFoundError:
-            return _new_token(path), True
+            try:
+                return _new_token(path), True
+            except FileExistsError:  # another server has just made it
+                return read_token(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the token file {path} cannot be used ({reason_of(error)}); give another --token-file"
-        ) from error
+        advice = advice_or(getattr(error, "errno", None), "give another --token-file")
+        raise ConfigError(f"the token file {path} cannot be used ({reason_of(error)}); {advice}") from error
     if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
         raise ConfigError(
             f"the token file {path} has no valid token: it needs one line of at least {MIN_TOKEN} characters without "
@@ -85,8 +88,7 @@ def read_token(path: Path) -> tuple[str, bool]:
 def _new_token(path: Path) -> str:
     token = secrets.token_urlsafe(32)
     paths.private_dir(path.parent)
-    with open(path, "x", encoding="ascii", opener=paths.private_opener) as file:
-        file.write(token + "\n")
+    write_new(path, token + "\n", durable=True)
     return token
 
 

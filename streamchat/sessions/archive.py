@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # torch is imported on the engine's thread only
 
 _log = logging.getLogger(__name__)
 OpenStore = Callable[[], "Store"]
+RETRY_S = 1.0
+"""A store that refuses faster than this is tried again after each turn; waiting for a lock would hold up the chat."""
 WriteSnapshot = Callable[[str, Callable[[], object]], None]
 """(session id, function that writes its snapshot) -> None; calls the function now or later."""
 
@@ -69,6 +71,9 @@ class Archive:
         self._has_upkeep = upkeep
         self._write = write or _write_now
         self._upkeep: Upkeep | None = None
+        self._started: StartedConversation | None = None
+        self._is_refused = False
+        """Whether the store could not be opened; each turn tries again."""
         self._identities = identities or Identities()
         self.recorder: Recorder | None = None
         """None if nothing is saved."""
@@ -103,14 +108,18 @@ class Archive:
         from streamchat.sessions.evicted_archive import EvictedArchive
         from streamchat.sessions.recorder import Recorder
 
+        started = time.monotonic()
         try:
             store = self._open_store()
         except StoreError as error:
             if required:
                 raise
             _log.warning("nothing will be saved", exc_info=True)
-            self._emit(ev.Notice(f"This conversation is not saved: {error}", "warning"))
+            if not self._is_refused:
+                self._emit(ev.Notice(f"This conversation is not saved: {error}", "warning"))
+            self._is_refused = time.monotonic() - started < RETRY_S
             return
+        self._is_refused = False
         self.recorder = Recorder(store, self._emit)
         self._evicted = EvictedArchive(store.evicted, self._notices.append)
         if self._has_upkeep and store.is_user_database:
@@ -134,6 +143,7 @@ class Archive:
     def start(self, active: StartedConversation) -> None:
         """Start recording a new conversation."""
         self.changed = False
+        self._started = active if self.recorder is None else None
         if self.recorder is not None:
             self.recorder.start(active.conversation, self._identities.of(active))
             self._archive_evicted(active)
@@ -169,6 +179,8 @@ class Archive:
         """Record an event."""
         if self.recorder is not None:
             self.recorder.record(event)
+        elif self._is_refused and self._started is not None and isinstance(event, ev.TurnFinished):
+            self._retry(self._started)
         if self._evicted is not None and isinstance(event, ev.TurnFinished):
             if event.rolled_back:
                 self._evicted.undone(event.stats.turn)
@@ -178,6 +190,16 @@ class Archive:
                 self._emit(ev.Notice(self._notices.pop(0), "warning"))
         if self._upkeep is not None and isinstance(event, ev.TurnFinished):
             self._upkeep.start_if_due()
+
+    def _retry(self, active: StartedConversation) -> None:
+        """Open the store, which could not be opened before, and save the conversation so far."""
+        self.open(required=False)
+        if self.recorder is not None:
+            self._started = None
+            self.recorder.start(active.conversation, self._identities.of(active))
+            self._record_all()
+            if self.session is not None:
+                self._emit(ev.Notice("The conversation is saved now, from its first turn on."))
 
     def record_status(self, sample: ev.StatusSampled, info: ev.ModelInfo) -> None:
         """Publish live figures for other processes."""
@@ -358,6 +380,7 @@ class Archive:
 
     def release_model(self) -> None:
         """Drop the reference to the previous model after another one was loaded."""
+        self._started = None
         self._identities.release_model()
 
 

@@ -47,6 +47,14 @@ class _Times:
     finish_reason: str | None = None
 
 
+@dataclass(frozen=True)
+class _Adoption:
+    """The model that a resumed session continues with."""
+
+    identity: ModelIdentity
+    adopt_model: bool
+
+
 @dataclass
 class Recorder:
     """Records one conversation at a time: `start` or `adopt`, then `record` every event, then `close_session`.
@@ -70,8 +78,14 @@ class Recorder:
     _unwritten: int | None = None
     """Oldest turn with unsaved changes."""
     _undone_from: int | None = None
+    _adoption: _Adoption | None = None
+    """What a resumed session is to be told before anything else is written."""
+    _changes: list[tuple[str, Any]] = field(default_factory=list)
+    """Changed settings that are not written yet."""
     _last_write: float = 0.0
     _failed: bool = False
+    _has_lost: bool = False
+    """Whether a session was closed whose latest changes could not be written."""
     _last_live: float = 0.0
     _was_busy: bool = False
 
@@ -102,12 +116,8 @@ class Recorder:
         self._conversation, self._identity = conversation, identity
         self.session, self._lock = lock.session, lock
         self._unwritten = 1 if rewrite and conversation.log.turns else None
-        self._try_write(lambda: self._write_identity(lock.session, identity, adopt_model))
-
-    def _write_identity(self, session: str, identity: ModelIdentity, adopt_model: bool) -> None:
-        if adopt_model:  # before the fingerprint, after which the session no longer counts as imported
-            self.store.set_model(session, identity, self._settings())
-        self._write(identity, is_opened=True)  # in one transaction with the new ids of its turns
+        self._adoption = _Adoption(identity, adopt_model)
+        self._try_write(self._write)
 
     def close_session(self) -> None:
         """Close and unlock the session, so that other processes can open it.
@@ -116,6 +126,9 @@ class Recorder:
         """
         if self.session is not None:
             session = self.session
+            if self._failed and self._is_pending:
+                self._has_lost = True
+                self.emit(ev.Notice(f"The latest changes of the session {session} could not be saved.", "warning"))
             self._try_write(lambda: self.store.mark_closed(session))
         if self._lock is not None:
             self._lock.release()
@@ -142,12 +155,19 @@ class Recorder:
     def _forget_session(self) -> None:
         self.session = self._lock = self._conversation = None
         self._evictions, self._times = [], {}
-        self._unwritten = self._undone_from = None
+        self._unwritten = self._undone_from = self._adoption = None
+        self._changes = []
+
+    @property
+    def _is_pending(self) -> bool:
+        """Whether a write failed and was not done again yet."""
+        return any(each is not None for each in (self._unwritten, self._undone_from, self._adoption)) or bool(
+            self._changes
+        )
 
     def flush(self) -> None:
         """Retry writes that failed earlier."""
-        pending = self._unwritten is not None or self._undone_from is not None
-        if self._conversation is not None and self.session is not None and pending:
+        if self._conversation is not None and self.session is not None and self._is_pending:
             self._try_write(self._write)
 
     # --- events -------------------------------------------------------------------------------------------------
@@ -178,7 +198,8 @@ class Recorder:
             case ev.TurnPinned() | ev.TurnPagedIn():
                 self._try_write(self._write)
             case ev.SettingChanged(name=name, value=value):
-                self._try_write(lambda: self._write_change(name, value))
+                self._changes.append((name, value))
+                self._try_write(self._write_changes)
             case _:
                 pass
 
@@ -235,11 +256,12 @@ class Recorder:
                 self.emit(ev.Notice(f"This conversation is currently not saved: {error}", "warning"))
             return
         if self._failed and self.session is not None:
-            self._failed = False
+            also = "" if self._has_lost else ", including everything since the failure"
+            self._failed = self._has_lost = False
             self.emit(ev.SavingChanged(True))
-            self.emit(ev.Notice("The conversation is saved again, including everything since the failure."))
+            self.emit(ev.Notice(f"The conversation is saved again{also}."))
 
-    def _write(self, new_identity: ModelIdentity | None = None, *, is_opened: bool = False) -> None:
+    def _write(self) -> None:
         conversation, identity = self._conversation, self._identity
         assert conversation is not None
         assert identity is not None
@@ -248,41 +270,49 @@ class Recorder:
         if self.session is None:
             if not log.turns:
                 return
-            self.session = self._create(conversation, identity)
+            self._create(conversation, identity)
             self._unwritten = 1
+        session = self.session
+        assert session is not None
+        adoption = self._adoption
+        if adoption is not None and adoption.adopt_model:
+            # before the fingerprint, after which the session no longer counts as imported
+            self.store.set_model(session, adoption.identity, self._settings())
         first = self._unwritten
         turns = [] if first is None else [self._stored(turn) for turn in log.turns[first - 1 :]]
         self.store.write(
-            self.session,
+            session,
             turns=turns,
             cache=conversation.rollback.mark(),
             evictions=self._evictions,
             undone_from=self._undone_from,
-            identity=new_identity,
+            # in one transaction with the new ids of its turns
+            identity=None if adoption is None else adoption.identity,
             system_ids=log.ids[: conversation.system_tokens],
-            is_opened=is_opened,
+            is_opened=adoption is not None,
         )
-        self._evictions, self._undone_from = [], None
+        self._evictions, self._undone_from, self._adoption = [], None, None
         running = bool(log.turns) and log.turns[-1].end is None
         self._unwritten = log.turns[-1].number if running else None
         for number in [number for number in self._times if number < (self._unwritten or len(log.turns))]:
             del self._times[number]
+        self._write_changes()
 
-    def _create(self, conversation: Conversation, identity: ModelIdentity) -> str:
-        session = self.store.create(
+    def _create(self, conversation: Conversation, identity: ModelIdentity) -> None:
+        self._lock = self.store.create_locked(
             title_of(conversation.log.turns[0].text),
             identity,
             self._settings(),
             conversation.log.ids[: conversation.system_tokens],
         )
-        self._lock = SessionLock(self.store.lock_folder, session)
-        self.store.mark_open(session)
-        self.emit(ev.SessionOpened(session))
-        return session
+        self.session, self._changes = self._lock.session, []  # it has the current settings
+        self.emit(ev.SessionOpened(self.session))
 
-    def _write_change(self, name: str, value: Any) -> None:
-        if self.session is not None:
-            self.store.change(self.session, name, value, self._settings())
+    def _write_changes(self) -> None:
+        """Write the changed settings; those of an empty conversation are written with its first turn."""
+        if self.session is not None and self._changes:
+            self.store.change(self.session, self._changes, self._settings())
+        self._changes = []
 
     def _settings(self) -> dict[str, Any]:
         """Return the current settings, with names of model and adapters that are valid in any folder."""

@@ -75,7 +75,7 @@ def resume(conversation: Conversation, stored: StoredSession, identity: ModelIde
     reason, read = "", 0
     try:
         saved = snapshots.load(path)
-        fitted = _restore_snapshot(conversation, saved, stored, identity)
+        fitted = _restore_snapshot(conversation, saved, stored, identity, held, pins)
     except SnapshotError as error:
         reason = str(error)
         read, fitted = _prefill(conversation, held, pins, turns, stored)
@@ -136,9 +136,17 @@ def _reply_ids(conversation: Conversation, turn: StoredTurn) -> list[int]:
 
 
 def _restore_snapshot(
-    conversation: Conversation, saved: Snapshot, stored: StoredSession, identity: ModelIdentity
+    conversation: Conversation,
+    saved: Snapshot,
+    stored: StoredSession,
+    identity: ModelIdentity,
+    held: Sequence[Run],
+    pins: Sequence[Run],
 ) -> CacheSelection:
     """Restore the cache from a snapshot, and unpin turns if the pins exceed the budget.
+
+    The tokens that are cached and pinned are `held` and `pins` of the store: turns may have been pinned since the
+    snapshot.
 
     Raises:
         SnapshotError: The snapshot does not match the session, the model or the budget.
@@ -154,7 +162,8 @@ def _restore_snapshot(
     if saved.fingerprint != identity.fingerprint:
         raise SnapshotError("its cache was saved with another model")
     saved_cache = saved.checkpoint
-    if saved_cache.next_index != len(log) or log.ids_at(saved_cache.runs) != saved.ids.tolist():
+    is_of_these_turns = saved_cache.next_index == len(log) and log.ids_at(saved_cache.runs) == saved.ids.tolist()
+    if not is_of_these_turns or list(saved_cache.runs) != list(held):
         raise SnapshotError("its saved cache does not match the saved turns")
     if saved_cache.length > cache.cache_size:
         raise SnapshotError(f"its saved cache of {saved_cache.length} tokens does not fit into {cache.cache_size}")
@@ -168,7 +177,7 @@ def _restore_snapshot(
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         # parts are missing or have other shapes although the checksum is correct
         raise SnapshotError("its saved cache is damaged") from error
-    fitted = fit_to_budget(cache, log, saved_cache.runs, pins=saved_cache.pins, turn_starts=saved_cache.turn_starts)
+    fitted = fit_to_budget(cache, log, saved_cache.runs, pins=pins, turn_starts=saved_cache.turn_starts)
     cache.pins = fitted.pins
     return fitted
 

@@ -7,18 +7,17 @@ import json
 import zlib
 from array import array
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialized
 from torch import Tensor
 
-from streamchat.base.atomic_files import atomic_write
+from streamchat.base.atomic_files import advice_on, atomic_write
 from streamchat.base.errors import StoreError, reason_of, short
 from streamchat.cache.checkpoint import CacheCheckpoint
+from streamchat.sessions.tensor_file import write_tensors
 
 FORMAT = 2
 """Format version of files with keys and values as numbers. Version 1 is read as well; it has a SHA-256 of all bytes,
@@ -83,12 +82,11 @@ def save(path: Path, snapshot: Snapshot) -> int:
         for left in path.parent.glob(f".{path.name}.*.part"):  # left by a killed process
             left.unlink(missing_ok=True)
         with atomic_write(path, durable=True) as partial:
-            _write(partial, tensors, facts)
+            write_tensors(partial, tensors, {_KEY: json.dumps(facts)})
             return partial.stat().st_size
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StoreError(
-            f"the cache could not be saved to {path}: {reason_of(error)}; free some disk space or make the folder "
-            "writable"
+            f"the cache could not be saved to {path}: {reason_of(error)}; {advice_on(error.errno)}"
         ) from error
 
 
@@ -111,8 +109,12 @@ def load(path: Path) -> Snapshot:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise SnapshotError("no cache was saved with it") from None
+    except MemoryError:
+        raise SnapshotError("there was not enough memory to read its saved cache") from None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise SnapshotError("its saved cache is damaged") from error
+    except RuntimeError as error:  # of torch, if it cannot map the file
+        raise SnapshotError("its saved cache could not be read") from error
     checksum = facts.pop("checksum", "")
     if checksum != _checksum(tensors, facts):
         raise SnapshotError("its saved cache is damaged")
@@ -199,35 +201,6 @@ def _runs(values: list[Any]) -> tuple[tuple[int, int], ...]:
     if edges != sorted(edges):
         raise ValueError(f"{values} are not runs")
     return tuple((first, stop) for first, stop in values)
-
-
-def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write a safetensors file.
-
-    The library's function holds the interpreter's lock for the whole file, so that the model would wait for the disk if
-    another thread saves a cache.
-    """
-    # the largest numbers first, so that each tensor is aligned, as the library does
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
-    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(facts)}}
-    end = 0
-    for name, tensor in ordered:
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            file.write(_bytes(tensor))
-
-
-@cache
-def _name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype in a safetensors file."""
-    data = serialized({"x": torch.empty(0, dtype=dtype)})
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return str(header["x"]["dtype"])
 
 
 def _checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from streamchat.base.errors import StoreError, reason_of
-from streamchat.base.paths import private_opener
+from streamchat.base.paths import fsync, private_dir, private_opener
 from streamchat.store.database import Database
 
 _log = logging.getLogger(__name__)
@@ -96,12 +96,14 @@ class EvictedPages:
         number = self._file_for(session, file_bytes)
         path = self._path(session, number)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_dir(path.parent)
             with open(path, "ab", opener=private_opener) as file:
                 offset = file.seek(0, os.SEEK_END)
                 write_data(file, data)
                 file.flush()
                 os.fsync(file.fileno())
+            if offset == 0:
+                fsync(path.parent)
         except OSError as error:
             self._current.pop(session, None)  # the file may end with half a page
             raise StoreError(
@@ -202,18 +204,20 @@ class EvictedPages:
         self._path(session, number).unlink(missing_ok=True)
         return int(last or 0)
 
-    def delete(self, session: str) -> None:
-        """Delete all files of a session; the rows go with the session's."""
-        self._current.pop(session, None)
-        shutil.rmtree(self.folder(session), ignore_errors=True)
-
     def delete_orphans(self) -> None:
-        """Delete the files of sessions that do not exist: a deletion was interrupted."""
+        """Delete the files of sessions that do not exist, for good.
+
+        Raises:
+            OSError: A file cannot be deleted.
+        """
         with self._database().read() as connection:
             known = {row["id"] for row in connection.execute("SELECT id FROM sessions")}
-        for session in self.sizes():
-            if session not in known:
-                self.delete(session)
+        orphans = [session for session in self.sizes() if session not in known]
+        for session in orphans:
+            self._current.pop(session, None)
+            shutil.rmtree(self.folder(session))
+        if orphans:
+            fsync(self._root)
 
     def _write(self) -> AbstractContextManager[sqlite3.Connection]:
         return self._database().write()

@@ -51,11 +51,11 @@ def restore(database: Path, backup: Backup) -> Path | None:
                 _copy(backup.path, partial)
                 with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
                     _ensure_sound(connection, backup)
-                paths.fsync(partial)  # slow; after the next line there is a gap until this file has the name
+                paths.fsync(partial)  # slow; from the next line on the database is without its log until it is replaced
                 return _set_aside(database, moved)
         except BaseException:
             for before, after in reversed(moved):
-                os.rename(after, before)
+                _move_back(after, before)
             raise
         finally:
             alone.release()
@@ -74,7 +74,9 @@ def _ensure_sound(connection: sqlite3.Connection, backup: Backup) -> None:
 
 
 def _set_aside(database: Path, moved: list[Move]) -> Path | None:
-    """Rename a database and its log; the log first, as a database must never meet another database's log.
+    """Rename a log, and give its database a second name, so that there is always one that has the first.
+
+    The log goes first, as a database must never meet another database's log.
 
     Args:
         database: Need not exist.
@@ -89,11 +91,28 @@ def _set_aside(database: Path, moved: list[Move]) -> Path | None:
     for end in (*LOG_FILES, ""):
         before, after = Path(f"{database}{end}"), Path(f"{aside}{end}")
         if before.exists():
-            os.rename(before, after)
+            if end:
+                os.rename(before, after)
+            else:
+                _link_or_rename(before, after)
             moved.append((before, after))
         if end == LOG_FILES[-1]:
             paths.fsync(database.parent)
     return aside if aside.exists() else None
+
+
+def _link_or_rename(before: Path, after: Path) -> None:
+    try:
+        os.link(before, after)
+    except OSError:  # a file system without hard links
+        os.rename(before, after)
+
+
+def _move_back(after: Path, before: Path) -> None:
+    if before.exists() and os.path.samefile(before, after):
+        after.unlink()
+    else:
+        os.replace(after, before)
 
 
 def set_aside(database: Path) -> list[Path]:
@@ -104,16 +123,18 @@ def set_aside(database: Path) -> list[Path]:
 
 def empty_database_notice(database: Path) -> str:
     """Return a notice if the database has no sessions and its newest intact backup has some; '' otherwise."""
-    if (backup := newest_sound_backup(database)) is None:
-        return ""
-    with closing(open_backup(backup.path)) as connection:
-        count = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
-    if not count:
+    if (backup := newest_sound_backup(database)) is None or not (count := session_count(backup)):
         return ""
     return (
         f"{database} has no sessions, but its newest backup has {count:,}; "
         f"`streamchat sessions restore-backup {backup.name}` restores it"
     )
+
+
+def session_count(backup: Backup) -> int:
+    """Return the number of sessions in an intact backup."""
+    with closing(open_backup(backup.path)) as connection:
+        return int(connection.execute("SELECT count(*) FROM sessions").fetchone()[0])
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------

@@ -7,13 +7,15 @@ the database. FTS5's own `secure-delete` would be faster, but SQLite before 3.42
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
+from streamchat.base import paths
 from streamchat.base.atomic_files import write_text
 from streamchat.store.connection import transaction
-from streamchat.store.failures import is_busy, is_full
+from streamchat.store.failures import is_damage
 from streamchat.store.health import full_text_indexes
 from streamchat.store.users import lock_folder
 
@@ -37,15 +39,50 @@ def scrub(connection: sqlite3.Connection, path: Path) -> bool:
     """
     try:
         rewrite(connection)
+        busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if not busy:
+            _flush_log(connection)
     except sqlite3.OperationalError as error:
-        if is_busy(error) or is_full(error):
-            return False
-        raise
-    busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if is_damage(error):
+            raise
+        return False
     if not busy:
         with suppress(OSError):
             pending_mark(path).unlink(missing_ok=True)
     return not busy
+
+
+def _flush_log(connection: sqlite3.Connection) -> None:
+    """Flush the empty log by a commit that changes nothing.
+
+    SQLite does not flush its new size: after a power failure it could have the deleted text again. Only SQLite may open
+    it.
+    """
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    connection.execute(f"PRAGMA user_version = {version}")
+
+
+def remove_orphans(connection: sqlite3.Connection, folder: Path) -> None:
+    """Delete the files of sessions that are not in the database from the folder of the snapshots, for good.
+
+    Args:
+        connection: Outside of a transaction.
+        folder: Its files, also those that a killed process left unfinished, begin with the id of a session. It may be
+            missing.
+
+    Raises:
+        OSError: A file cannot be deleted.
+    """
+    known = {row[0] for row in connection.execute("SELECT id FROM sessions").fetchall()}
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    orphans = [name for name in names if name.lstrip(".").partition(".")[0] not in known]
+    for name in orphans:
+        (folder / name).unlink(missing_ok=True)
+    if orphans:
+        paths.fsync(folder)
 
 
 def rewrite(connection: sqlite3.Connection) -> None:

@@ -15,6 +15,7 @@ from streamchat.store.database import Database, acquire, database_path, release
 from streamchat.store.evicted import EvictedPages
 from streamchat.store.failures import reads_rows
 from streamchat.store.health import repair
+from streamchat.store.lock import SessionLock
 from streamchat.store.records import (
     CacheMark,
     ModelIdentity,
@@ -29,7 +30,7 @@ from streamchat.store.records import (
     pack_ids,
 )
 from streamchat.store.rows import figures_of, info_of, moment, session_of
-from streamchat.store.scrub import mark_pending, scrub
+from streamchat.store.scrub import mark_pending, remove_orphans, scrub
 from streamchat.store.search import excerpt, like, query_of
 from streamchat.store.users import lock_folder
 from streamchat.store.writing import insert_session, repair_session, write_turn
@@ -106,6 +107,22 @@ class Store:
         with self._open.write() as connection:
             return insert_session(connection, NewSession(title, identity, settings), system_ids)
 
+    def create_locked(
+        self, title: str, identity: ModelIdentity, settings: Mapping[str, Any], system_ids: Iterable[int] = ()
+    ) -> SessionLock:
+        """Create a session that this process has open; return its lock. If the lock fails, nothing is created."""
+        lock: SessionLock | None = None
+        try:
+            with self._open.write() as connection:
+                session = insert_session(connection, NewSession(title, identity, settings), system_ids)
+                lock = SessionLock(self.lock_folder, session)
+                connection.execute("UPDATE sessions SET opened_by = ? WHERE id = ?", (os.getpid(), session))
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        return lock
+
     def add(self, sessions: Iterable[NewSession]) -> list[str]:
         """Create sessions with their turns, all or none; return their ids."""
         with self._open.write() as connection:
@@ -166,12 +183,12 @@ class Store:
                 )
             connection.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session))
 
-    def change(self, session: str, name: str, value: Any, settings: Mapping[str, Any]) -> None:
-        """Record a changed setting; `settings` are all settings in effect now."""
+    def change(self, session: str, changes: Sequence[tuple[str, Any]], settings: Mapping[str, Any]) -> None:
+        """Record changed settings, each as (name, value); `settings` are all settings in effect now."""
         with self._open.write() as connection:
-            connection.execute(
+            connection.executemany(
                 "INSERT INTO changes (session, at, name, value) VALUES (?, ?, ?, ?)",
-                (session, time.time(), name, json.dumps(value)),
+                [(session, time.time(), name, json.dumps(value)) for name, value in changes],
             )
             connection.execute("UPDATE sessions SET settings = ? WHERE id = ?", (json.dumps(dict(settings)), session))
 
@@ -217,15 +234,24 @@ class Store:
         """
         mark_pending(self.path)
         with self._open.write() as connection:
-            self.snapshot_path(session).unlink(missing_ok=True)
-            self.evicted.delete(session)
             connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
         return self.scrub()
 
     def scrub(self) -> bool:
-        """Remove the text of deleted sessions from all files of the database; return whether that succeeded."""
-        self.evicted.delete_orphans()
+        """Remove the caches and archived tokens of deleted sessions, and their text from all files of the database.
+
+        Returns:
+            Whether that succeeded.
+        """
+        try:
+            self.evicted.delete_orphans()
+        except OSError:
+            return False
         with self._open.exclusive() as connection:
+            try:
+                remove_orphans(connection, self.snapshot_path("").parent)
+            except OSError:
+                return False
             return scrub(connection, self.path)
 
     def repair(self) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import SHARED, advice_on, atomic_write, write_json, write_new, write_text
+from streamchat.base.atomic_files import SHARED, advice_on, advice_or, atomic_write, write_json, write_new, write_text
 
 
 @pytest.fixture
@@ -88,6 +88,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space left") as failure:
         write_json(tmp_path / "file", [2], durable=True)
     assert advice_on(failure.value.errno) == "free some disk space"
+    assert advice_or(failure.value.errno, "choose another name") == "free some disk space"
+    assert advice_or(errno.EACCES, "choose another name") == "choose another name"
     assert (json.loads((tmp_path / "file").read_text()), os.listdir(tmp_path)) == ([1], ["file"])
 
 
@@ -112,3 +114,37 @@ def test_a_new_file_takes_the_place_of_no_other(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="Input/output"):
         write_new(tmp_path / "other", "text", durable=True)
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_new_file_is_never_there_without_its_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """Where there are hard links; elsewhere the name is taken first."""
+    target, seen = tmp_path / "file", list[str]()
+
+    def look(path: Path) -> None:
+        seen.append(path.name if not target.exists() else f"{path.name}: {target.read_text()}")
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(paths, "fsync", look)
+    if not has_links:
+        monkeypatch.setattr(os, "link", refused)
+    write_new(target, "text", durable=True)
+    assert seen[0].endswith(".part")
+    assert seen[1:] == [f"{tmp_path.name}: text"]
+    assert os.listdir(tmp_path) == ["file"]
+    with pytest.raises(FileExistsError):
+        write_new(target, "other", durable=True)
+    assert (target.read_text(), os.listdir(tmp_path)) == ("text", ["file"])
+
+
+def test_the_names_of_new_folders_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(paths, "fsync", flushed.append)
+    paths.private_dir(tmp_path / "one" / "two")
+    assert flushed == [tmp_path, tmp_path / "one"]
+    paths.private_dir(tmp_path / "one" / "two")
+    assert len(flushed) == 2

@@ -123,6 +123,36 @@ def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran
     assert again.violated == []
 
 
+def test_a_run_that_lost_more_than_can_be_undone_says_so(
+    tiny: None, replay: Callable[..., Ran], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited forever for an undo that was refused."""
+    first = replay(TURNS[:5])
+    turns = first.folder / "turns.jsonl"
+    turns.write_text(turns.read_text().splitlines(keepends=True)[0])
+    monkeypatch.setattr("streamchat.conversation.rollback.REACH", 3)
+    assert cli.main(["replay", "--resume-run", str(first.folder)]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "turns.jsonl has 1 turns of a session with 5, and only the last 3 can be undone" in printed
+
+
+def test_the_line_of_a_turn_is_on_the_disk_before_the_next_turn(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[int] = []
+    flush = os.fsync
+
+    def counted(descriptor: int) -> None:
+        flush(descriptor)
+        path = f"/proc/self/fd/{descriptor}"
+        if os.path.exists(path) and os.readlink(path).endswith("turns.jsonl"):
+            lines.append(len(Path(os.readlink(path)).read_text().splitlines()))
+
+    monkeypatch.setattr(os, "fsync", counted)
+    replay(TURNS[:3])
+    assert lines == [1, 2, 3] or not os.path.exists("/proc/self/fd")
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [

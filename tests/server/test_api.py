@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from streamchat.base.atomic_files import write_new
 from streamchat.server.access import read_token
 from streamchat.server.fields import SAMPLING
 from streamchat.server.limits import Limits
@@ -370,6 +371,15 @@ def test_a_token_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
     file.write_text("short")
     with pytest.raises(ConfigError, match="no valid token"):
         read_token(file)
+
+
+def test_two_servers_that_start_at_once_share_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def another_is_first(path: Path, text: str, *, durable: bool) -> None:
+        write_new(path, "a" * 32, durable=durable)
+        write_new(path, text, durable=durable)
+
+    monkeypatch.setattr("streamchat.server.access.write_new", another_is_first)
+    assert read_token(tmp_path / "token") == ("a" * 32, False)
 
 
 def test_answers_have_headers_against_guessing_and_caches(api: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ExitCode
+from streamchat.base.errors import ExitCode, StoreError
 from streamchat.base.requests import (
     Clear,
     Compact,
@@ -32,6 +33,7 @@ from streamchat.cache.dtype import set_cache_dtype
 from streamchat.config.loader import Configuration
 from streamchat.sessions import snapshot as snapshots
 from streamchat.store.health import examine
+from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store
 from tests.support import toy_tokenizer as toy
 from tests.support.real_engine import Watched, running, tiny_loaded
@@ -523,6 +525,133 @@ def test_a_full_disk_is_told_once_and_all_is_saved_afterwards(database: Path, mo
     with Store(database) as store:
         assert [turn.text[:3] for turn in store.load(session_of(database)).turns] == ["one", "a l", "a l", "a l", "two"]
         assert examine(store.path).problems == []
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The next call of a method of the store fails as on a full disk; later ones work."""
+    method = getattr(Store, name)
+
+    def fail(self: Store, *args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(Store, name, method)
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Store, name, fail)
+
+
+def test_a_pin_after_the_snapshot_survives_the_end_of_the_power(database: Path, tmp_path: Path) -> None:
+    with running(store=database, snapshot_turns=2) as chat:
+        said(chat, QUESTIONS[:2])
+        chat.engine.send(Pin(2))
+        chat.wait(ev.TurnPinned)
+        pins = chat.conversation.cache.pins
+        chat.engine.send(CountTokens("x"))
+        chat.wait(ev.TextCounted)
+        left = tmp_path / "left"
+        shutil.copytree(database.parent, left)
+    with running(store=left / database.name, session=session_of(database)) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert resumed.prefilled == 0
+        assert chat.conversation.cache.pins == pins != ()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError("os error 12"), "there was not enough memory to read its saved cache"),
+        (RuntimeError("unable to mmap 100 bytes"), "its saved cache could not be read"),
+    ],
+)
+def test_a_snapshot_that_cannot_be_mapped_is_read_again(
+    database: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    with running(store=database) as chat:
+        said(chat, QUESTIONS[:2])
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(snapshots, "safe_open", fail)
+    with running(store=database, session=session_of(database)) as chat:
+        assert chat.wait(ev.ConversationResumed, timeout_s=20).prefilled > 0
+        assert reason in chat.wait(ev.Notice).text
+
+
+def test_a_setting_that_could_not_be_written_is_written_with_the_next_turn(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(store=database, temperature=0.5) as chat:
+        chat.turn("one")
+        failing_once(monkeypatch, "change")
+        chat.engine.send(SetOption("temperature", 0.75))
+        chat.wait(ev.SavingChanged)
+        chat.turn("two")
+    with Store(database) as store:
+        assert store.load(session_of(database)).info.settings["temperature"] == 0.75
+
+
+def test_new_ids_that_could_not_be_written_are_written_with_their_tokenizer(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(store=database) as chat:
+        said(chat, QUESTIONS[:2])
+    session = session_of(database)
+    with Store(database) as store, store._open.write() as connection:
+        connection.execute("UPDATE sessions SET tokenizer = 'another'")
+    with running(store=database, start=False, session=session) as chat:
+        failing_once(monkeypatch, "write")
+        chat.engine.start()
+        chat.wait(ev.ConversationResumed)
+        chat.turn("three")
+        tokenizer = chat.engine._owner.archive.recorder._identity.tokenizer  # type: ignore[union-attr]
+    with Store(database) as store:
+        assert store.load(session).info.tokenizer == tokenizer
+
+
+def test_a_session_whose_lock_fails_is_not_created_twice(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        monkeypatch.setattr("streamchat.store.store.SessionLock", SessionLock)
+        raise StoreError("too many files are open")
+
+    with running(store=database) as chat:
+        chat.wait(ev.ModelReady)
+        monkeypatch.setattr("streamchat.store.store.SessionLock", full)
+        said(chat, QUESTIONS[:2])
+    with Store(database) as store:
+        assert [info.turns for info in store.sessions()] == [2]
+
+
+def test_what_is_lost_when_leaving_a_session_is_said(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(store=database) as chat:
+        chat.turn("one")
+        session = session_of(database)
+        works = Store.write
+
+        def full(*_: Any, **__: Any) -> None:
+            raise StoreError("the disk is full")
+
+        monkeypatch.setattr(Store, "write", full)
+        chat.turn("two")
+        chat.engine.send(Clear())
+        chat.wait(ev.ConversationCleared)
+        assert f"The latest changes of the session {session} could not be saved." in [
+            n.text for n in chat.of(ev.Notice)
+        ]
+        monkeypatch.setattr(Store, "write", works)
+        chat.turn("three")
+        assert chat.of(ev.Notice)[-1].text == "The conversation is saved again."
+
+
+def test_a_store_that_opens_later_gets_all_turns(database: Path) -> None:
+    database.parent.write_text("in the way")
+    with running(store=database) as chat:
+        chat.turn("one")
+        chat.turn("two")
+        assert len([notice for notice in chat.of(ev.Notice) if "is not saved" in notice.text]) == 1
+        database.parent.unlink()
+        chat.turn("three")
+        assert chat.of(ev.Notice)[-1].text == "The conversation is saved now, from its first turn on."
+    with Store(database) as store:
+        assert [turn.text for turn in store.load(session_of(database)).turns] == ["one", "two", "three"]
 
 
 def test_a_store_that_cannot_be_opened_does_not_stop_the_chat(database: Path) -> None:

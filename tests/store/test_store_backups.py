@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -436,7 +437,7 @@ def test_no_file_has_a_word_of_a_deleted_conversation(path: Path, capsys: pytest
         session = a_session(store, f"{SECRET} title", {"system_prompt": f"{SECRET} prompt"})
         store.write(session, turns=[a_turn(n, f"say {SECRET}{n} " * 300, f"it is {SECRET}") for n in range(1, 30)])
         store.write(session, undone_from=20, turns=[a_turn(20, f"{SECRET} again")])
-        store.change(session, "system_prompt", f"{SECRET} changed", {"system_prompt": SECRET})
+        store.change(session, [("system_prompt", f"{SECRET} changed")], {"system_prompt": SECRET})
         store.write_live(session, {"text": SECRET})
         store.snapshot_path(session).parent.mkdir(exist_ok=True)
         store.snapshot_path(session).write_bytes(SECRET.encode())
@@ -465,6 +466,102 @@ def test_no_file_has_a_word_of_a_deleted_conversation(path: Path, capsys: pytest
         with Store(backup.path) as store:
             assert sorted(info.id for info in store.sessions()) == sorted(others)
             assert len(store.search("other7")) == 2
+
+
+def test_the_next_start_removes_the_cache_of_a_deletion_that_was_interrupted(path: Path) -> None:
+    """Also what a killed process left unfinished of it."""
+    [kept, deleted] = filled(path, "sea", "hill")
+    with Store(path) as store:
+        folder = store.snapshot_path("").parent
+        folder.mkdir()
+        names = [f"{kept}.safetensors", f".{kept}.safetensors.0123.part"]
+        for name in [*names, f"{deleted}.safetensors", f".{deleted}.safetensors.0123.part", ".tmpX1y2Z3"]:
+            (folder / name).write_bytes(b"keys and values")
+        mark_pending(path)
+        with store._open.write() as connection:
+            connection.execute("DELETE FROM sessions WHERE id = ?", (deleted,))
+    assert kept_up(path) == []
+    assert sorted(os.listdir(folder)) == sorted(names)
+    assert not pending_mark(path).exists()
+
+
+def test_a_cache_that_cannot_be_removed_is_removed_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [session] = filled(path, "sea")
+    with Store(path) as store:
+        snapshot = store.snapshot_path(session)
+        snapshot.parent.mkdir()
+        snapshot.touch()
+        with monkeypatch.context() as patch:
+            patch.setattr(paths, "fsync", lambda path: None)
+            patch.setattr(Path, "unlink", failing_unlink)
+            assert not store.delete(session)
+        assert (store.sessions(), snapshot.exists(), pending_mark(path).exists()) == ([], True, True)
+        assert store.scrub()
+    assert not snapshot.exists()
+
+
+def failing_unlink(path: Path, missing_ok: bool = False) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_the_empty_log_is_flushed_before_the_mark_of_a_deletion_goes(path: Path) -> None:
+    """SQLite does not flush its new size: a power failure could bring the text back."""
+    [session] = filled(path, "sea")
+    statements: list[str] = []
+    with Store(path) as store:
+        store._open.writer.set_trace_callback(statements.append)
+        assert store.delete(session)
+        store._open.writer.set_trace_callback(None)
+        assert Path(f"{path}-wal").stat().st_size > 0
+    after = statements[statements.index("PRAGMA wal_checkpoint(TRUNCATE)") + 1 :]
+    assert any(statement.startswith("PRAGMA user_version = ") for statement in after)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_there_is_always_a_database_while_a_backup_is_restored(
+    path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """A power failure in between left none, and the next start made an empty one."""
+    filled(path, "sea")
+    back_up_daily(path)
+    filled(path, "hill")
+    replace = os.replace
+
+    def fail(source: str | Path, target: str | Path) -> None:
+        if Path(target) == path and Path(source).suffix == ".part":
+            assert path.exists() or not has_links
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "replace", fail)
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StoreError, match="free some disk space"):
+        restore(path, backups(path)[0])
+    assert (titles(path), set_aside(path)) == (["hill", "sea"], [])
+    monkeypatch.undo()
+    monkeypatch.setenv("STREAMCHAT_HOME", str(path.parent.parent))
+    aside = restore(path, backups(path)[0])
+    assert aside is not None
+    assert (titles(path), titles(aside)) == (["sea"], ["hill", "sea"])
+
+
+def test_a_restored_backup_is_not_reported_as_a_failure(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the files have changed places, nothing may fail any more."""
+    filled(path, "sea", "hill")
+    back_up_daily(path)
+
+    def refuse(*_: object) -> None:
+        raise StoreError("too many files are open")
+
+    monkeypatch.setattr("streamchat.store.store.acquire", refuse)
+    code, out, _ = run(capsys, "restore-backup", "--yes")
+    assert (code, "with 2 sessions." in out) == (0, True)
 
 
 def test_backups_can_be_left_alone_and_emptied_later(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -617,8 +714,8 @@ def test_the_mark_of_a_deletion_is_on_the_disk_before_the_text_is_deleted(
     flushed: list[Path] = []
     monkeypatch.setattr(paths, "fsync", flushed.append)
     mark_pending(path)
-    assert [each.is_dir() for each in flushed] == [False, True]
-    assert flushed[1] == pending_mark(path).parent
+    mark, folder = flushed[-2:]  # after those of the new folders
+    assert (mark.is_dir(), folder) == (False, pending_mark(path).parent)
 
 
 def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

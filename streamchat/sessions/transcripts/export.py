@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from streamchat.base.atomic_files import write_new
+from streamchat.base.atomic_files import advice_or, write_new
 from streamchat.base.errors import StoreError, reason_of
 from streamchat.base.formatting import plural
 from streamchat.base.jsonlines import json_line
@@ -51,7 +51,8 @@ def write_export(path: Path, text: str) -> None:
     except FileExistsError:
         raise StoreError(f"{path} already exists; choose another name") from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be written ({reason_of(error)}); choose another name") from error
+        advice = advice_or(getattr(error, "errno", None), "choose another name")
+        raise StoreError(f"{path} cannot be written ({reason_of(error)}); {advice}") from error
 
 
 def _messages(session: StoredSession) -> list[dict[str, str]]:

@@ -1,0 +1,43 @@
+"""Writes a safetensors file tensor by tensor, into the file that it is given.
+
+`safetensors.torch.save_file` (0.8) writes into another file of its own next to it; a process that ends meanwhile leaves
+that file behind, under a name that nothing looks for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamchat.models.tile_file import DTYPES
+
+_ALIGNMENT = 8
+"""Bytes. The data starts at a multiple of the size of the largest element, and larger elements come first."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write `tensors` and `metadata` into the file `path`, which is emptied first.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    about: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name in names:
+        tensor = tensors[name]
+        stop = at + tensor.nbytes
+        about[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, stop]}
+        at = stop
+    header = json.dumps(about, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in names:
+            if tensors[name].numel():
+                file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,145 @@
+"""Fails the n-th call of each kind while a chat runs, for each n, and proves each time that nothing is half done.
+
+    python -m tools.failing_calls [--cases 500] [--seed 0] [--all]
+
+A chat with a tiny model, and commands around it (`tools/disk/scenario.py`), run again and again. In each run one
+`open`, `write`, `fsync`, `rename`, `mmap`, `ftruncate`, `unlink`, `mkdir` or `link` below the home folder fails with
+ENOSPC, EIO, EMFILE or ENOMEM, or all of them fail from there until the end of the next step, as on a disk that is full
+until somebody makes room. Every failure must be told in one sentence without a traceback, the chat must go on, and
+at the end everything must be saved, or have been reported as not saved. With `--all`, n counts up until a run has no
+such call. Linux only; needs a C compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tools.disk import shim
+
+MAX_FAULTS = 30
+"""The run ends after this many."""
+
+
+@dataclass
+class Outcome:
+    """What came of a run."""
+
+    cases: int = 0
+    unmet: int = 0
+    """Cases that had fewer calls than the number that was to fail."""
+    failures: Counter[str] = field(default_factory=Counter)
+    silent: int = 0
+    """Cases whose failure needed no word: what failed was not needed, or was done again."""
+    faults: list[str] = field(default_factory=list)
+
+
+def ensure_preloaded() -> None:
+    """Start this process again with the library preloaded, unless it is."""
+    try:
+        shim.Shim()
+    except RuntimeError:
+        folder = Path(tempfile.mkdtemp(prefix="streamchat-shim-"))
+        environment = shim.environment(shim.build(folder), folder)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def run(
+    folder: Path,
+    cases: int | None,
+    seed: int,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    each: int = 1,
+    verbose: bool = False,
+) -> Outcome:
+    """Run cases in the preloaded process.
+
+    Args:
+        folder: An empty folder, best in memory.
+        cases: Number of cases, drawn at random; None for every n.
+        seed: Of the draw.
+        say: Takes a line for each fault, and from time to time the progress.
+        each: With every n: take only each so many-th.
+        verbose: Say what the user was told in each case.
+    """
+    from tests.support.real_engine import tiny_loaded
+    from tools.disk.faults import FAILURES, Attempts, Case
+
+    attempts, outcome = Attempts(tiny_loaded(), tiny_loaded(), folder), Outcome()
+
+    def take(case: Case) -> bool:
+        result = attempts.run(case)
+        outcome.cases += 1
+        outcome.unmet += not result.failed
+        if result.failed:
+            outcome.failures[case.failure.name] += 1
+            outcome.silent += not result.told
+        if result.fault:
+            outcome.faults.append(result.fault)
+            say(result.fault)
+        if outcome.cases % 25 == 0:
+            say(f"{outcome.cases} cases")
+        if verbose:
+            say(f"{case}: {result.call or 'no such call'}; told: {list(result.told)}")
+        return result.failed > 0
+
+    if cases is None:
+        for failure in FAILURES:
+            for number in count(seed % each, each):
+                met = [take(Case(failure, number, lasting)) for lasting in (False, True)]
+                if not any(met) or len(outcome.faults) >= MAX_FAULTS:
+                    break
+        return outcome
+    rng = random.Random(seed)
+    for _ in range(cases):
+        failure = rng.choice(FAILURES)
+        take(Case(failure, rng.randrange(attempts.calls[failure.kind]), rng.random() < 0.5))
+        if len(outcome.faults) >= MAX_FAULTS:
+            break
+    return outcome
+
+
+def main() -> int:
+    """Run it and print what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cases", type=int, default=500, help="number of cases, drawn at random")
+    parser.add_argument("--all", action="store_true", help="every call of every kind instead")
+    parser.add_argument("--each", type=int, default=1, help="with --all: only each so many-th call")
+    parser.add_argument("--verbose", action="store_true", help="print what the user is told in each case")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    ensure_preloaded()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=shim.work_folder()) as folder:
+        outcome = run(
+            Path(folder),
+            None if args.all else args.cases,
+            args.seed,
+            lambda text: print(text, file=sys.stderr, flush=True),
+            each=args.each,
+            verbose=args.verbose,
+        )
+    met = outcome.cases - outcome.unmet
+    print(
+        f"{outcome.cases} runs of a chat in {time.perf_counter() - started:.0f} s, {met} of them "
+        f"with a call that failed ({outcome.silent} needed no word to the user): {len(outcome.faults)} faults"
+    )
+    for name, times in outcome.failures.most_common():
+        print(f"{times:8} {name}")
+    return 1 if outcome.faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
