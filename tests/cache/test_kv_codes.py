@@ -206,7 +206,7 @@ def test_only_files_with_codes_have_the_new_format(tmp_path: Path, monkeypatch: 
     saved_snapshot(tmp_path / "numbers", torch.bfloat16)
     monkeypatch.setattr(snapshot, "QUANTIZED_FORMAT", 1)
     assert snapshot.load(tmp_path / "numbers").checkpoint.length
-    with pytest.raises(SnapshotError, match="format 2"):
+    with pytest.raises(SnapshotError, match="format 3"):
         snapshot.load(tmp_path / "codes")
 
 
