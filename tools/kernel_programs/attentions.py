@@ -272,8 +272,7 @@ def _weighted(h: Heads, shares: Array, relative: Array, seen: Array, values: Bou
     doubtful = shares * relative
     error = doubtful @ size + np.abs(value) * doubtful.sum(-1, keepdims=True) + (shares * (1 + relative)) @ values.error
     error = error + bounded.sum_error(shares.shape[-1]) * (shares @ size) + FLOOR * size.sum(1, keepdims=True)
-    largest = shares.max(-1, keepdims=True, initial=0.0)
-    error = error + CACHES[h.kind].share_error * largest * size.sum(1, keepdims=True)
+    error = error + CACHES[h.kind].share_error(shares, plain)
     odd = is_odd.astype(float)
     shown = np.broadcast_to(seen, shares.shape).astype(float) @ odd > 0
     value = np.where(shown, np.nan, value)  # also if its share vanishes

@@ -48,10 +48,6 @@ class Cache(Protocol):
     def unit(self) -> int:
         """What the width of a head must be a multiple of."""
 
-    @property
-    def share_error(self) -> float:
-        """Error of the shares of the softmax when they are multiplied with values, as a share of the largest."""
-
     def encode(self, x: Array) -> Rows:
         """(heads, slots, dim) float32 -> as stored"""
 
@@ -64,6 +60,9 @@ class Cache(Protocol):
     def queried(self, query: Bounded) -> Bounded:
         """Return queries as they are multiplied with keys."""
 
+    def share_error(self, shares: Array, values: Array) -> Array | float:
+        """Return the error of sums of values (heads, slots, dim) by rounding their shares (heads, rows, slots)."""
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -71,7 +70,6 @@ class Plain:
 
     kind: int
     unit: int = 1
-    share_error: float = 0.0
 
     def encode(self, x: Array) -> Rows:
         return Rows([encode(self.kind, x)])
@@ -85,6 +83,9 @@ class Plain:
     def queried(self, query: Bounded) -> Bounded:
         return query
 
+    def share_error(self, shares: Array, values: Array) -> float:
+        return 0.0
+
 
 @dataclass(frozen=True)
 class Coded:
@@ -93,8 +94,6 @@ class Coded:
     limit: int
     """Largest code."""
     unit: int
-    share_error: float = 1 / 32767
-    """Shares are rounded to 16-bit integers."""
 
     def encode(self, x: Array) -> Rows:
         turned = _turned(x.astype(float))
@@ -119,14 +118,24 @@ class Coded:
         error = np.where((low != high)[..., None], np.inf, steps)
         error = np.broadcast_to(error.sum(-1, keepdims=True) / math.sqrt(part), x.value.shape)
         value = _turned(codes[1] * scale)
-        is_odd = ~np.isfinite(x.value).all(-1, keepdims=True) | ~np.isfinite(scale)
-        value = np.where(is_odd, np.nan, value)
-        return Bounded(value, np.where(np.isnan(error) | is_odd, np.inf, error) + 1e-30 * dim)
+        is_odd, has_scale = ~np.isfinite(x.value).all(-1, keepdims=True), np.isfinite(scale)
+        value = np.where(is_odd, np.nan, np.where(has_scale, value, x.value))
+        rounding = 16 * EPS * np.linalg.norm(value, axis=-1, keepdims=True)
+        error = np.where(np.isnan(error) | is_odd | ~has_scale, np.inf, error + rounding)
+        return Bounded(value, error + 1e-30 * dim)
 
     def queried(self, query: Bounded) -> Bounded:
         """Turned queries are rounded to 16-bit integers."""
         most = np.abs(query.value).sum(-1, keepdims=True) / math.sqrt(_part(query.value.shape[-1]))
         return Bounded(query.value, query.error + most * math.sqrt(query.value.shape[-1]) / 32767)
+
+    def share_error(self, shares: Array, values: Array) -> Array:
+        """Shares times scales are rounded to 16-bit integers, up to the largest of them; then they multiply codes."""
+        scales = np.abs(_turned(values)).max(-1, initial=0.0) / self.limit
+        codes = np.divide(np.abs(values), scales[..., None], out=np.zeros_like(values), where=scales[..., None] > 0)
+        largest = (shares * scales[:, None]).max(-1, keepdims=True, initial=0.0)
+        turning = 16 * EPS * (shares * np.linalg.norm(values, axis=-1)[:, None]).sum(-1, keepdims=True)
+        return np.asarray(0.53 / 32767 * largest * codes.sum(1, keepdims=True) + turning)
 
     def _codes(self, turned: Array, scales: Array) -> Array:
         scale = _scale(scales)[..., None]
