@@ -58,6 +58,7 @@ compression_ratio = 0.0
 num_sink_tokens = 8
 evict = "oldest-tokens"
 on_full = "stop"
+kv_dtype = "int8"
 
 [generation]
 temperature = 0.25
@@ -83,6 +84,9 @@ template_args = { enable_thinking = false }
 [sessions]
 save = "always"
 snapshot_turns = 3
+archive = "int8"
+archive_session_mb = 100
+archive_total_mb = 1000
 
 [interface]
 plain = true

@@ -62,7 +62,7 @@ def make_page(result: Verification, model: dict[str, Any], *, all_steps: bool = 
         model: Name, source, device, dtype and attention of the model.
         all_steps: Show every step, not only the informative ones.
     """
-    cache = "" if model.get("cache_dtype", model["dtype"]) == model["dtype"] else f", {model['cache_dtype']} cache"
+    cache = "" if (model.get("cache_dtype") or model["dtype"]) == model["dtype"] else f", {model['cache_dtype']} cache"
     heading = f"{model['name']}, {model['dtype']} on {model['device']}{cache}, {model['attention']} attention"
     budget = f"budget {result.cache_size} ({result.num_sink_tokens} sinks), positions by {result.fit.method}"
     tables = [_steps_table(run, result.cache_size, all_steps) for run in result.runs]

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 def bench(folder: Path, *arguments: str) -> int:
     """Run `streamchat bench --decode` on the model of `folder`."""
-    sizes = ["--cache-size", "64", "--rounds", "2", "--new-tokens", "3"]
+    sizes = ["--cache-size", "64", "--rounds", "2", "--new-tokens", "3", "--kv-dtype", "native"]
     return cli.main(["bench", "--decode", "--model", str(folder), "--dtype", "bfloat16", *sizes, *arguments])
 
 

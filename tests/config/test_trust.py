@@ -34,6 +34,9 @@ system_prompt = "Talk like a pirate."
 [sessions]
 save = "never"
 snapshot_turns = 0
+archive = "off"
+archive_session_mb = 1000000
+archive_total_mb = 1000000
 [interface]
 history = false
 metrics_port = 9100
@@ -42,7 +45,18 @@ stats_json = "/etc/cron.d/x"
 [keys]
 app.quit = "f9"
 """
-NEED_TRUST = ("model", "adapter", "save", "snapshot_turns", "history", "metrics_port", "metrics_host", "stats_json")
+ARCHIVE = ("archive", "archive_session_mb", "archive_total_mb")
+NEED_TRUST = (
+    "model",
+    "adapter",
+    "save",
+    "snapshot_turns",
+    *ARCHIVE,
+    "history",
+    "metrics_port",
+    "metrics_host",
+    "stats_json",
+)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ SLASH: dict[str, str] = {
     "title": "e2e/test_effects_conversations.py::test_a_title_is_in_the_database_and_in_the_next_process",
     "export": "e2e/test_effects_conversations.py::test_an_exported_file_has_every_message_for_another_program",
     "import": "e2e/test_effects_conversations.py::test_imported_conversations_are_in_the_database",
+    "detach": "tui/test_tui_attached.py::test_detach_leaves",
     "set": "e2e/test_effects_conversations.py::test_a_changed_setting_holds_for_the_next_turn_and_after_a_resume",
     "think": "e2e/test_effects_conversations.py::test_the_switch_of_reasoning_is_in_the_prompt",
     "model": "e2e/test_effects_conversations.py::test_another_model_replies_and_is_the_one_of_the_session",
@@ -61,6 +62,7 @@ COMMANDS: dict[str, str] = {
 
 COMMANDS_SHOW: dict[str, str] = {
     "serve": "its calls are below",
+    "attach": "its chats are those of a server",
     "web": "its chats are those of the app",
     "acp": "its chats are saved like any other",
     "monitor": "only reads",
