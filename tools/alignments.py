@@ -1,12 +1,12 @@
-"""Every alignment of sinks, chunk and fill around the budget, against the slow reference in float64.
+"""Compares every alignment of sinks, chunk, and fill around the budget with a slow reference in float64.
 
     python -m tools.alignments
     python -m tools.alignments --only 4,17,48,llama,sdpa
 
 For each number of sinks (0 to 8), chunk size (1 to 33) and fill (from 2 tokens below the budget to 2 above), a tiny
-random model in float32 reads the fill, the chunk twice, and two single tokens. All logits must be those of
-`tests/support/reference.py` to 2e-5, and the cached tokens must be the same. This is done with both attentions of
-transformers, and with the decode steps of PyTorch's operations and of the compiled kernels.
+random model in float32 prefills the fill, then the chunk twice, then two single tokens. All logits must equal those of
+`tests/support/reference.py` to 2e-5, and the cached tokens must be the same. This is done with eager attention, SDPA,
+the decode step of PyTorch's operations, and that of the compiled kernels.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Fault:
-    """A case that is not as the reference says."""
+    """A case that differs from the reference."""
 
     alignment: Alignment
     family: str
@@ -75,7 +75,7 @@ def every_alignment() -> list[Alignment]:
 
 
 class Subject:
-    """A model that reads in one of the ways.
+    """A model that computes in one of the ways.
 
     Raises:
         ValueError: This machine has no compiled kernels, or the model has no such step.
@@ -115,7 +115,7 @@ def expected(model: Any, of: Alignment, ids: Tensor) -> tuple[list[Tensor], list
 def faults(
     alignments: Sequence[Alignment], family: str, subjects: Sequence[Subject]
 ) -> Iterator[tuple[int, Fault | None]]:
-    """Yield, for each case and each way to read, the number of compared logits and what is wrong."""
+    """Yield, for each case and way, the number of compared logits and the fault, if any."""
     for of in alignments:
         ids = random_ids(sum(of.chunks()), seed=hash(astuple(of)) % 2**31)
         meant, kept = expected(subjects[0].model, of, ids)
@@ -128,7 +128,7 @@ def faults(
 
 
 def subjects_of(family: str, ways: Sequence[str]) -> list[Subject]:
-    """Return the models to compare; prints why one is left out."""
+    """Return the models to compare; print why one is skipped."""
     found = []
     for way in ways:
         try:
@@ -172,9 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.alignments", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sample", type=int, help="only so many cases, chosen at random")
-    parser.add_argument("--seed", type=int, default=1, help="of the sample (default: %(default)s)")
-    parser.add_argument("--families", default=",".join(FAMILIES), help="with commas (default: %(default)s)")
+    parser.add_argument("--sample", type=int, help="number of cases, chosen at random (default: all)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample (default: %(default)s)")
+    parser.add_argument("--families", default=",".join(FAMILIES), help="separated by commas (default: %(default)s)")
     parser.add_argument("--only", help="one case: SINKS,CHUNK,FILL,FAMILY,WAY")
     return parser
 

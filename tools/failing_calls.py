@@ -1,12 +1,12 @@
-"""Fails the n-th call of each kind while a chat runs, for each n, and proves each time that nothing is half done.
+"""Fails the n-th call of each kind while a chat runs, for each n, and checks each time that nothing is half done.
 
     python -m tools.failing_calls [--cases 500] [--seed 0] [--all]
 
-A chat with a tiny model, and commands around it (`tools/disk/scenario.py`), run again and again. In each run one
-`open`, `write`, `fsync`, `rename`, `mmap`, `ftruncate`, `unlink`, `mkdir` or `link` below the home folder fails with
-ENOSPC, EIO, EMFILE or ENOMEM, or all of them fail from there until the end of the next step, as on a disk that is full
-until somebody makes room. Every failure must be told in one sentence without a traceback, the chat must go on, and
-at the end everything must be saved, or have been reported as not saved. With `--all`, n counts up until a run has no
+A chat with a tiny model, and commands around it (`tools/disk/scenario.py`), run again and again. In each run, one
+`open`, `write`, `fsync`, `rename`, `mmap`, `ftruncate`, `unlink`, `mkdir`, or `link` in the home folder fails with
+ENOSPC, EIO, EMFILE, or ENOMEM. Or all of these calls fail until the end of the next step, as on a full disk on which
+room is made later. Every failure must be reported in one sentence without a traceback, the chat must continue, and at
+the end everything must be saved, or have been reported as not saved. With `--all`, n counts up until a run has no
 such call. Linux only; needs a C compiler.
 """
 
@@ -34,7 +34,7 @@ MAX_FAULTS = 30
 
 @dataclass
 class Outcome:
-    """What came of a run."""
+    """The result of all runs."""
 
     cases: int = 0
     unmet: int = 0
@@ -112,11 +112,11 @@ def run(
 
 
 def main() -> int:
-    """Run it and print what came of it."""
+    """Run the cases and print the results; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", type=int, default=500, help="number of cases, drawn at random")
-    parser.add_argument("--all", action="store_true", help="every call of every kind instead")
-    parser.add_argument("--each", type=int, default=1, help="with --all: only each so many-th call")
+    parser.add_argument("--cases", type=int, default=500, help="number of random cases (default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="fail every call of every kind instead")
+    parser.add_argument("--each", type=int, default=1, help="with --all: fail only every N-th call")
     parser.add_argument("--verbose", action="store_true", help="print what the user is told in each case")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -3,9 +3,9 @@
     python -m tools.golden --write [--name NAME]
 
 A set is a folder of `tests/golden`, named after the version; `tests/e2e/test_old_files.py` opens them all. It is laid
-out as STREAMCHAT_HOME (database, snapshot, input history) with `config.toml`, the exports of a conversation, the tiny
-random model of the conversation, a tiny GGUF file with its converted copy, and `expected.json`: what later versions
-must find. A set never changes once it is committed: `tests/golden/digests.json` has the SHA-256 of its files.
+out like STREAMCHAT_HOME (database, snapshot, input history), with `config.toml`, the exports of a conversation, the
+tiny random model of the conversation, a tiny GGUF file with its converted copy, and `expected.json`: what later
+versions must find. A set never changes once it is committed: `tests/golden/digests.json` has the SHA-256 of its files.
 Without --write, it compares the sets with those digests.
 """
 
@@ -81,7 +81,7 @@ def write(root: Path, name: str) -> Path:
     """Write the set `name` of this version and its digest; return its folder.
 
     Raises:
-        FileExistsError: There is one; sets are not written twice.
+        FileExistsError: The set exists already.
     """
     folder = root / name
     folder.mkdir(parents=True)
@@ -99,7 +99,7 @@ def write(root: Path, name: str) -> Path:
 
 
 def check(root: Path = FOLDER) -> list[str]:
-    """Return a sentence for each set that is missing, changed, or not entered."""
+    """Return a sentence for each set that is missing, changed, or has no digest."""
     known, here = digests(root), {path.name for path in root.iterdir() if path.is_dir()}
     return [
         *(f"{name} is missing" for name in known if name not in here),

@@ -1,11 +1,11 @@
-"""Simulates power failures at every moment of a chat, and opens what is left with the product.
+"""Simulates power failures at every moment of a chat, and opens the remaining files with streamchat.
 
     python -m tools.power_loss [--draws 20000] [--seed 0] [--step delete] [--keep FOLDER]
 
-A process has a chat with a tiny model, and changes, exports, deletes and restores sessions (`tools/disk/scenario.py`)
-while every write, rename and flush below its home folder is recorded. Then the disk is rebuilt after each of these
-calls as a power failure may leave it (`tools/disk/states.py`), and opened: every promise that was made until then must
-hold (`tools/disk/judge.py`). The recording itself is checked: with all changes made, the rebuilt files must be those
+A process chats with a tiny model, and changes, exports, deletes, and restores sessions (`tools/disk/scenario.py`),
+while every write, rename, and flush in its home folder is recorded. Then the disk is rebuilt as a power failure after
+each of these calls may leave it (`tools/disk/states.py`), and opened: every promise that was made until then must hold
+(`tools/disk/judge.py`). The recording itself is checked: the files that are rebuilt from all changes must equal those
 of the process, byte for byte. Linux only; needs a C compiler.
 """
 
@@ -129,12 +129,12 @@ def _described(left: Left, story: Story, error: Exception) -> str:
 
 
 def main() -> int:
-    """Run it and print what came of it."""
+    """Run the power failures and print the results; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--draws", type=int, default=20_000, help="power failures to draw; equal disks are judged once")
+    parser.add_argument("--draws", type=int, default=20_000, help="number of power failures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--step", default="", help="only during and after this step of the scenario, such as `delete`")
-    parser.add_argument("--keep", type=Path, help="folder for disks that were judged faulty")
+    parser.add_argument("--step", default="", help="only failures during and after this step, such as `delete`")
+    parser.add_argument("--keep", type=Path, help="folder in which faulty disks are kept")
     args = parser.parse_args()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=shim.work_folder()) as folder:

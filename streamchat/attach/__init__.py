@@ -1,1 +1,1 @@
-"""A front end's engine on a server: `streamchat attach`. Imports neither torch nor what the server needs."""
+"""`streamchat attach`: a front end whose engine is on a server. Imports neither torch nor the server's packages."""

@@ -1,4 +1,4 @@
-"""The address of a server, as a user gives it, and how to connect to it."""
+"""Parses the address of a server, and builds the URL to connect to."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Address:
     path: str = ""
     """Prefix of the paths, for a server behind a proxy."""
     token: str = ""
-    """What the server asks for; '' for none."""
+    """The server's token; '' for none."""
 
     @property
     def url(self) -> str:
-        """What the user gives."""
+        """The address, as a user gives it."""
         return f"{'https' if self.is_secure else 'http'}://{bracketed(self.host)}:{self.port}{self.path}"
 
     def socket_url(self, **query: str) -> str:
@@ -37,10 +37,10 @@ class Address:
 
 
 def parse_address(text: str, token: str = "") -> Address:
-    """Return the address that `text` is; http:// and port may be left out, and /v1 at its end is ignored.
+    """Return the address in `text`. `http://` and the port may be omitted; `/v1` at the end is ignored.
 
     Raises:
-        ConfigError: It is not a URL of a server.
+        ConfigError: It is not the URL of a server.
     """
     given = text if "://" in text else f"http://{text}"
     try:

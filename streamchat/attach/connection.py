@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 CONNECT_S = 10.0
 """How long a server may take to accept a connection."""
 ALIVE_S = 20.0
-"""Interval of the checks whether the other side is still there."""
+"""Interval of the checks that the other side is still connected."""
 MAX_MESSAGE = 2**28
-"""Maximum length of a message of the server, in bytes: the state of a very long session."""
+"""Maximum length of a server's message, in bytes; the state of a very long session is the longest one."""
 
 
 class AttachError(StreamchatError):
@@ -52,7 +52,7 @@ class Connection:
 
     Args:
         address: The server.
-        query: What the front end wants: its id, the session, and where its events ended.
+        query: The front end's id, the session that it wants, and the last event that it has.
 
     Raises:
         AttachError: The server cannot be reached, or refuses the connection.
@@ -64,11 +64,11 @@ class Connection:
         threading.Thread(target=self._send_all, name="streamchat-attach-send", daemon=True).start()
 
     def send(self, text: str) -> None:
-        """Send a message soon; it is lost if the connection is."""
+        """Queue a message; it is lost if the connection is lost first."""
         self._out.put(text)
 
     def read(self) -> Iterator[FromServer]:
-        """Yield what the server says, until the connection ends.
+        """Yield the server's messages, until the connection ends.
 
         Raises:
             AttachError: The server refuses the front end, or is of another version.

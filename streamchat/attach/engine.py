@@ -1,4 +1,4 @@
-"""The engine of an attached front end: requests go to a server, its events come back."""
+"""The engine of an attached front end: sends requests to a server, and emits the events that come back."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _log = logging.getLogger(__name__)
 FIRST_WAIT_S, MAX_WAIT_S = 0.1, 5.0
 """The first and the longest pause between two attempts to connect again; each is twice the one before."""
 SOON_S = 0.3
-"""How long the session may take before the front end says that it waits."""
+"""Time that a session may take to appear before the front end reports that it waits."""
 RECEIVED_S = 0.5
 """How long leaving waits for the server to receive the last requests."""
 ENVELOPE = 100
-"""Bytes of a message besides its request."""
+"""Bytes of a message in addition to its request."""
 
 
 class AttachedEngine:
@@ -47,7 +47,7 @@ class AttachedEngine:
     Args:
         address: The server.
         configuration: Settings of this front end.
-        session: The saved session to attach to, or the start of its id; '' for the newest.
+        session: Id of the saved session to attach to, or the start of it; '' for the newest session.
         new: Attach to a new session.
         connect: Opens a connection; replaceable for tests.
     """
@@ -77,7 +77,7 @@ class AttachedEngine:
         self._closing = threading.Event()
         self._has_state = False
         self._lost_for, self._pause_s = "", FIRST_WAIT_S
-        """Why the connection was lost; '' if it works. And the pause before the next attempt."""
+        """Why the connection was lost ('' if it works), and the pause before the next attempt."""
         self._thread = threading.Thread(target=self._run, name="streamchat-attach", daemon=True)
 
     # --- ChatEngine -------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ class AttachedEngine:
         return self._settings.configuration.settings
 
     def origin(self, name: str) -> str:
-        """Return where the value of a setting came from."""
+        """Return the origin of a setting's value."""
         return self._settings.configuration.origin(name)
 
     @property
@@ -99,7 +99,7 @@ class AttachedEngine:
 
     @property
     def saving(self) -> bool:
-        """Never: the server saves."""
+        """Always False: the server saves the session."""
         return False
 
     @property
@@ -122,7 +122,7 @@ class AttachedEngine:
         self._thread.start()
 
     def send(self, request: Request) -> None:
-        """Send a request, now or when the connection works again."""
+        """Send a request, now or once the connection works again."""
         if isinstance(request, SetOption | ResetOption) and is_own(request.name):
             self._publish(self._settings.change(request))
             return
@@ -146,13 +146,13 @@ class AttachedEngine:
         return not self._thread.is_alive()
 
     def _wait_received(self) -> None:
-        """Wait a moment until the server has received what was sent."""
+        """Wait briefly until the server has received all requests."""
         deadline = time.monotonic() + RECEIVED_S
         while time.monotonic() < deadline and self._connection is not None and self._pending.unreceived():
             time.sleep(0.01)
 
     def _refusal(self, request: Request) -> ev.Event | None:
-        """Return what follows a request that is too long to be sent; None if it is not."""
+        """Return the event that refuses a request that is too long to send; None for other requests."""
         length, limit = len(to_json(request).encode()), 0 if self.hello is None else self.hello.max_request
         if not limit or length <= limit - ENVELOPE:
             return None
@@ -211,10 +211,10 @@ class AttachedEngine:
             self._publish(ev.EngineClosed())
 
     def _receive(self) -> str:
-        """Receive messages until the connection ends; return why it did.
+        """Receive messages until the connection ends; return the reason.
 
         Raises:
-            AttachError: The front end cannot be attached, now or at all.
+            AttachError: The front end cannot be attached.
         """
         waiting = threading.Timer(SOON_S, self._say_waiting)
         waiting.daemon = True
@@ -239,7 +239,7 @@ class AttachedEngine:
             connection.close()
 
     def _connect_again(self, reason: str) -> bool:
-        """Connect again, as often as needed; return False if the front end leaves."""
+        """Try to connect until it works; return False if the front end leaves before that."""
         if reason != self._lost_for:
             self._lost_for = reason
             self._publish(ev.ConnectionChanged(False, reason))
@@ -278,7 +278,7 @@ class AttachedEngine:
                 pass
 
     def _received(self, number: int) -> None:
-        """Note what has arrived; after a connection, send the rest."""
+        """Note which requests have arrived; after a new connection, send the others again."""
         with self._lock:
             self._pending.received(number)
             is_first, self._has_state = not self._has_state, True

@@ -1,17 +1,17 @@
-"""What a server and its attached front ends send each other: one JSON object per message of a WebSocket.
+"""The messages between a server and its attached front ends: one JSON object per message of a WebSocket.
 
-From a front end, each request has a number, from 1, so that one that is sent again after a lost connection is carried
-out once: `{"number": 3, "request": {"type": "Submit", "text": "hello"}}`.
+From a front end: `{"number": 3, "request": {"type": "Submit", "text": "hello"}}`. Requests are numbered from 1. A
+request that is sent again after a lost connection has the same number, so that it is carried out only once.
 
 From the server:
 
-- `{"hello": {...}}` first: a `Hello`.
-- `{"state": {...}}`: a `State`, everything that a front end shows. It comes first, after `/clear` and `/resume`, and if
-  the history of events does not reach back to where a connection was lost.
-- `{"number": 17, "event": {...}}`: an event of the session. Every front end gets the same ones, without gaps.
+- `{"hello": {...}}`: a `Hello`, the first message.
+- `{"state": {...}}`: a `State`, with everything that a front end shows. It is sent when a front end attaches, after
+  `/clear` and `/resume`, and after a lost connection if the history no longer has all missed events.
+- `{"number": 17, "event": {...}}`: an event of the session. Every front end gets the same events, without gaps.
 - `{"event": {...}}`: an event for this front end only.
 - `{"received": 3}`: all requests up to this number have arrived.
-- `{"refused": {...}}`: a `Refusal`; the connection is closed.
+- `{"refused": {...}}`: a `Refusal`, after which the connection is closed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from streamchat.base.wire import decoded, event_from_record, from_record, reques
 
 PATH = "/v1/attach"
 VERSION = 1
-"""Changes if an older front end cannot use a newer server, or the other way around."""
+"""Version of the protocol. It changes if older and newer programs can no longer work together."""
 MAX_NUMBER = 2**53
 
 
@@ -64,7 +64,7 @@ class State:
     session: str
     """Id of the saved session; '' if it is not saved."""
     settings: Mapping[str, Any]
-    """The settings of the session that are not those of the interface."""
+    """The settings of the session, without those of the interface."""
     origins: Mapping[str, str]
     unfinished: tuple[int, ...]
     """Numbers of the turns that this front end requested and that still run or wait."""
@@ -156,7 +156,7 @@ def read_request(text: str | bytes) -> Asked:
 
 
 def read_from_server(text: str | bytes) -> FromServer:
-    """Return what a message of a server says.
+    """Return the content of a server's message.
 
     Raises:
         WireError: It is not valid, for example from another version.

@@ -1,4 +1,4 @@
-"""The requests of a front end on their way: not received yet, and turns that the server has not finished."""
+"""The pending requests of a front end: those that the server has not received, and turns that it has not finished."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamchat.base.sanitize import encodable
 from streamchat.engine.missing_turn import missing_turn
 
 NEWEST = 8
-"""Turns among which an own message is looked for if the connection was lost for long."""
+"""Number of newest turns in which a message is looked up after the connection was lost for long."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class _Turn:
 
     @property
     def text(self) -> str | None:
-        """Its message; None if it repeats another one, or has none."""
+        """Its message; None if it has none, or repeats an earlier one."""
         return None if isinstance(self.request, Retry | Compact) else encodable(self.request.text)
 
 
 class PendingRequests:
-    """Numbers the requests and remembers what is not done. Not thread-safe."""
+    """Numbers the requests and keeps those that are not done. Not thread-safe."""
 
     def __init__(self) -> None:
         self._last = 0
@@ -63,7 +63,7 @@ class PendingRequests:
         return list(self._unreceived)
 
     def is_own(self, event: ev.TurnFinished) -> bool:
-        """Note the end of a turn; return whether this front end has requested it."""
+        """Note the end of a turn; return whether this front end had requested it."""
         for turn in self._turns:
             if not isinstance(turn.request, Compact) and turn.text in (None, event.text):
                 self._turns.remove(turn)
@@ -78,12 +78,12 @@ class PendingRequests:
                 return
 
     def ends_before(self, events: Iterable[ev.Event], unfinished: Collection[int]) -> list[ev.Event]:
-        """Return the ends of the turns whose end was missed, given a new state of the session.
+        """Return events that end the turns whose end was missed, given a new state of the session.
 
-        A message that the session does not have is given back: its turn counts as rolled back.
+        If the session does not have a message, its turn counts as rolled back, and the message returns to the input.
 
         Args:
-            events: Those of the state.
+            events: The events of the state.
             unfinished: Numbers of the turns that still run or wait.
         """
         waiting = {asked.number for asked in self._unreceived} | set(unfinished)

@@ -1,4 +1,4 @@
-"""The settings of an attached front end: its own for the interface, those of the session for the rest."""
+"""The settings of an attached front end: the interface has its own, and the session has all others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streamchat.config.loader import Configuration, check_live, check_value
 from streamchat.config.settings import default_of, setting_fields, spec_of
 
 INTERFACE = "interface"
-"""Section of the settings of a front end; all others are those of the session."""
+"""The section of a front end's own settings; those of all other sections belong to the session."""
 
 
 def is_own(name: str) -> bool:
@@ -26,14 +26,14 @@ class SharedSettings:
     """The settings in use, with their origins.
 
     Args:
-        configuration: Those of the front end.
+        configuration: The settings of the front end.
     """
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
 
     def use(self, settings: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-        """Use settings of the session; those that this version does not know or rejects are left out."""
+        """Use the settings of the session, except those that this version does not know or accept."""
         values: dict[str, Any] = {}
         for name, value in settings.items():
             if name in setting_fields() and not is_own(name):
@@ -48,13 +48,13 @@ class SharedSettings:
         )
 
     def follow(self, event: ev.SettingChanged) -> None:
-        """Use a setting of the session that was changed."""
+        """Use a changed setting of the session."""
         if not is_own(event.name):
             is_default = event.name in setting_fields() and event.value == default_of(event.name)
             self.use({event.name: event.value}, {event.name: "the default" if is_default else "/set"})
 
     def change(self, request: SetOption | ResetOption) -> ev.Event:
-        """Change a setting of the front end; return the event that reports it, or why it cannot change."""
+        """Change a setting of the front end; return the event that reports the change, or why there is none."""
         name = request.name
         try:
             check_live(name)

@@ -10,13 +10,13 @@ from streamchat.cache.layers.slots import CopiedStates
 
 @dataclass(frozen=True)
 class EvictedTokens:
-    """Keys and values of tokens of one eviction, as they were cached. Tensors in main memory."""
+    """Keys and values of the tokens of one eviction, as they were cached. The tensors are in main memory."""
 
     runs: tuple[Run, ...]
     """Token log indices."""
     slots: CopiedStates
     originals: CopiedStates
-    """Unrotated float32 copies of the first of them, if they had been moved before."""
+    """Unrotated float32 copies of the first tokens, if these had been moved before."""
     position: int
     """Absolute position of the first one; the others follow."""
 

@@ -1,8 +1,9 @@
-"""The latest changes of a cache, each of which can be undone to the bit without a forward pass.
+"""Records the latest changes of a cache, so that each can be undone to the bit without a forward pass.
 
-An eviction moves only the tokens before the cut, which are written from their originals, and leaves the window where
-it is. So its inverse needs the evicted slots only: O(evicted tokens) of memory and time, not O(cache). A rebase rotates
-the window in place; for its inverse the keys are copied, once per thousands of tokens.
+An eviction does not move the window. It moves only the tokens before the cut, which are written from their originals
+(unrotated float32 copies). To undo it, only the evicted slots are needed: O(evicted tokens) of memory and time, not
+O(cache). A rebase rotates the keys of the window in place, once per thousands of tokens. To undo it, the keys are
+copied.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from streamchat.cache.layers.layer import StreamingLayer
 
 _log = logging.getLogger(__name__)
 SMALLEST_LIMIT = 64 << 20
-"""Bytes that a history may always have."""
+"""Memory that a history may always use, in bytes."""
 
 
 class Cache(Protocol):
-    """The parts of a `StreamingCache` that changes are made to."""
+    """The parts of a `StreamingCache` that change."""
 
     ledger: Ledger
 
@@ -38,15 +39,15 @@ class Cache(Protocol):
 
 
 class Step(Protocol):
-    """A change of all layers."""
+    """A recorded change of all layers."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that undoing it needs."""
+        """Bytes of what is recorded to undo it."""
         ...
 
     def undo(self, cache: Cache, stop: int) -> None:
-        """Undo it in layers and ledger of a `cache` whose tokens from log index `stop` on were removed."""
+        """Undo it in the layers and the ledger of `cache`. Tokens from log index `stop` on were removed before."""
         ...
 
 
@@ -60,11 +61,11 @@ class CutStep:
     """Log indices of the evicted tokens."""
     before: StateBefore
     kept: int
-    """How many of them `before` has, from the first one on."""
+    """Number of evicted tokens that `before` has, starting with the first one."""
 
     @property
     def count(self) -> int:
-        """Evicted tokens."""
+        """Number of evicted tokens."""
         return sum(stop - first for first, stop in self.dropped)
 
     @property
@@ -82,7 +83,7 @@ class CutStep:
 
 @dataclass(frozen=True)
 class RebaseStep:
-    """A move of all positions."""
+    """A rebase: a move of all positions."""
 
     before: StateBefore
 
@@ -97,7 +98,7 @@ class RebaseStep:
 
 
 def evicted_by(step: Step) -> EvictedTokens | None:
-    """Return the tokens that a change of a cache evicted and that are kept; None if there are none."""
+    """Return the recorded tokens that a step evicted; None if there are none."""
     if not isinstance(step, CutStep) or not step.before.slots:
         return None
     runs, left = list[Run](), step.kept
@@ -108,23 +109,23 @@ def evicted_by(step: Step) -> EvictedTokens | None:
 
 
 class CacheHistory:
-    """Records the changes of one cache. `StreamingCache.history` calls it before each of them.
+    """Records the changes of one cache. A `StreamingCache` calls its `history` before each change.
 
     Args:
-        cache: The cache; its layers hold tokens only, without recurrent states.
+        cache: The cache; no layer may have a recurrent state.
     """
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self.limit_bytes = SMALLEST_LIMIT
-        """Memory for the changes; the oldest ones are dropped first."""
+        """Memory for the changes. Beyond it, the oldest ones are dropped, but never the newest one."""
         self._steps: deque[Step] = deque()
         self._first = 0
-        """Number of the oldest step that is kept."""
+        """Number of the oldest recorded step."""
         self._bytes = 0
         self._own_from: int | None = None
         self.on_evicted: Callable[[EvictedTokens], None] | None = None
-        """Called with all tokens that are evicted, before that happens."""
+        """Called with the tokens that are about to be evicted."""
 
     @property
     def mark(self) -> int:
@@ -133,7 +134,7 @@ class CacheHistory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all changes."""
+        """Bytes of all recorded changes."""
         return self._bytes
 
     def reaches(self, mark: int) -> bool:
@@ -141,20 +142,20 @@ class CacheHistory:
         return self._first <= mark <= self.mark
 
     def since(self, mark: int) -> Iterator[Step]:
-        """Yield the changes since `mark`, oldest first, as far as they are kept."""
+        """Yield the changes since `mark` that are still recorded, oldest first."""
         for number, step in enumerate(self._steps, self._first):
             if number >= mark:
                 yield step
 
     def begin_turn(self) -> None:
-        """Start a turn at the next token. Changes that it makes are undone up to here or further.
+        """Start a turn at the next token.
 
-        So the tokens of the turn itself need not be kept when it evicts them.
+        The turn is only ever undone as a whole, so its own tokens need not be recorded when it evicts them.
         """
         self._own_from = self._cache.ledger.next_index
 
     def before_cut(self, at: int, dropped: tuple[Run, ...]) -> None:
-        """Record the eviction of the tokens `dropped` from slot `at` on, before it happens."""
+        """Record the eviction of the tokens `dropped` from slot `at` on. Call it before the eviction."""
         stop = self._stop
         older = sum(min(last, stop) - first for first, last in dropped if first < stop)
         front = min(at, self._cache.ledger.slot_from(stop))
@@ -165,7 +166,7 @@ class CacheHistory:
             self._report(at + older, tuple(own))
 
     def _report(self, at: int, own: tuple[Run, ...]) -> None:
-        """Call `on_evicted` with the tokens of the newest step, and those of the running turn from slot `at` on."""
+        """Call `on_evicted` with the newest step's tokens, then with those of the running turn, `own`, at slot `at`."""
         assert self.on_evicted is not None
         older = evicted_by(self._steps[-1]) if self._steps else None
         if older is not None:
@@ -176,13 +177,13 @@ class CacheHistory:
             self.on_evicted(EvictedTokens(own, before.slots, before.originals, before.base + at))
 
     def before_rebase(self) -> None:
-        """Record a rebase, before it happens."""
+        """Record a rebase. Call it before the rebase."""
         front = self._cache.ledger.slot_from(self._stop)
         self._record(lambda: RebaseStep(save_rebase(self._cache.streaming_layers, front)))
 
     @property
     def _stop(self) -> int:
-        """Log index from which on tokens need not be kept."""
+        """Log index from which tokens need not be recorded."""
         return self._cache.ledger.next_index if self._own_from is None else self._own_from
 
     def _record(self, step: Callable[[], Step]) -> None:
@@ -203,8 +204,8 @@ class CacheHistory:
         """Undo all changes since `mark`. Layers and ledger are then as they were, up to log index `stop`.
 
         Args:
-            mark: A `mark` that the history reaches.
-            stop: Log index of the next token at that mark, or earlier. The cache has no newer tokens.
+            mark: A mark that the history reaches.
+            stop: Log index of the next token at that mark, or an earlier one. The cache must have no later tokens.
         """
         assert self.reaches(mark)
         with torch.inference_mode(False), torch.no_grad():
@@ -219,7 +220,7 @@ class CacheHistory:
             self._drop_oldest()
 
     def clear(self) -> None:
-        """Drop all changes: no earlier state can be restored."""
+        """Drop all changes, so that no earlier state can be restored."""
         self._first = self.mark + 1
         self._steps.clear()
         self._bytes = 0

@@ -1,7 +1,7 @@
-"""Pages evicted tokens back into a cache: they stand among the others again, in their old order, at right positions.
+"""Pages evicted tokens back into a cache, in their old order and at the right positions, without a forward pass.
 
-A key that is not rotated can stand at any position, so no forward pass is needed. The tokens were computed with the
-text before them in context, so a turn that is paged in at once is as if it had never been evicted.
+A key that is not rotated can be rotated to any position. A turn that is paged in right after its eviction has the keys
+and values that it would have without the eviction.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def can_page_in(cache: StreamingCache) -> bool:
-    """Return whether evicted tokens can come back: not if a layer has a recurrent state, or positions are learned."""
+    """Return whether tokens can be paged in: not if a layer has a recurrent state, or if positions are learned."""
     return cache.croppable and not isinstance(cache, RecomputingCache)
 
 
@@ -54,17 +54,17 @@ class InsertStep:
 
 
 def page_in(cache: StreamingCache, evicted: Sequence[EvictedTokens], wanted: Sequence[Run]) -> int:
-    """Put the tokens with log indices in `wanted` back into `cache`, those that are not there; return how many.
+    """Put the tokens with log indices in `wanted` that are not cached back into `cache`; return their number.
 
-    The cache has room for them. They can be evicted again like others; pin them to retain them.
+    The cache must have room for them. They can be evicted again, unless they are pinned.
 
     Args:
-        cache: A cache with `can_page_in`.
-        evicted: Has all of them; where several have one, the last of these counts.
+        cache: A cache for which `can_page_in` is true.
+        evicted: The tokens. If several have the same token, the last one is used.
         wanted: Runs of log indices.
 
     Raises:
-        CacheError: Some tokens are in none of `evicted`, or there is no room. Nothing has changed then.
+        CacheError: Some tokens are missing from `evicted`, or there is no room. The cache is then unchanged.
     """
     missing = missing_runs(cache, wanted)
     count = sum(stop - first for first, stop in missing)
@@ -113,10 +113,10 @@ def _insert(cache: StreamingCache, at: int, pieces: list[tuple[Run, list[Origina
 def _pieces(
     cache: StreamingCache, evicted: Sequence[EvictedTokens], missing: Sequence[Run]
 ) -> list[tuple[Run, list[Originals]]]:
-    """Return (run, originals per layer) for parts of the runs `missing`, ascending, which cover them.
+    """Return (run, originals per layer) for ascending runs that cover `missing`.
 
     Raises:
-        CacheError: There is a token that `evicted` does not have.
+        CacheError: A token is missing from `evicted`.
     """
     left = list(missing)
     pieces: list[tuple[Run, list[Originals]]] = []
@@ -135,7 +135,7 @@ def _pieces(
 
 
 def _places(tokens: EvictedTokens, wanted: Sequence[Run]) -> list[tuple[Run, int]]:
-    """Return the parts of `wanted` that `tokens` has, each with the place of its first token in there."""
+    """Return the parts of `wanted` that `tokens` has, each with the index of its first token in `tokens`."""
     found, at = list[tuple[Run, int]](), 0
     for first, stop in tokens.runs:
         for a, b in wanted:

@@ -20,9 +20,9 @@ from streamchat.frontend import saved
 
 HELP = "open a chat on a server that runs `streamchat serve`"
 DESCRIPTION = (
-    "The app, the prompt, or a pipe on a session of `streamchat serve`. The model is loaded already, and the session "
-    "continues when you leave: with /detach, Ctrl+Q, or by closing the terminal. Several terminals can be attached to "
-    "one session. Needs the extra streamchat[attach]."
+    "Open the app, the prompt, or a pipe on a session of `streamchat serve`, whose model is loaded already. To leave, "
+    "enter /detach, press Ctrl+Q, or close the terminal; a running reply continues on the server. Several terminals "
+    "can be attached to one session. Needs the extra streamchat[attach]."
 )
 LEFT_OUT = {"metrics_port", "metrics_host", "stats_json"}
 """Settings of the interface that belong to the process of the model."""
@@ -45,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="session to open: an id, or the start of one (default: the most recent one)",
     )
     own.add_argument("--new", action="store_true", help="start a new session")
-    own.add_argument("--token-file", metavar="FILE", help="file with the token of the server, if it needs one")
+    own.add_argument("--token-file", metavar="FILE", help="file with the server's token, if the server needs one")
     names = [name for name in setting_fields() if spec_of(name).section == "interface" and name not in LEFT_OUT]
     flags.add_setting_flags(parser, names)
 

@@ -70,7 +70,7 @@ DESCRIPTION = (
     "--decode: time per token of the engine and of transformers' forward pass on a full cache on the CPU, with "
     "quantized and with native weights. --speculative: tokens per second with and without speculation, on text that "
     "repeats and on prose. --busy: time per token of streamchat and of llama.cpp while other programs compute. "
-    "--serve: time to the first token over HTTP and in the embedded chat, switching between sessions, and replies "
+    "--serve: time to the first token over HTTP and without a server, switching between sessions, and replies "
     "that take turns. --gpu: tokens per second, share of the measured memory bandwidth, kernels per token and time "
     "to the first token of several models on one GPU, with each decode step and with transformers' generate "
     "(growing cache, and compiled static cache). --questions: right answers to 40 simple questions for each "

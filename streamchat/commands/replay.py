@@ -89,12 +89,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="replay every file (with --fresh: every record) as a conversation of its own, on N processes at a time",
+        help="replay every file (with --fresh: every record) as a separate conversation, in N processes at a time",
     )
     own.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="the same on a Ray cluster, one worker per CPU or --workers N; 'local' starts one here (needs ray)",
+        help="the same on a Ray cluster, one worker per CPU or --workers N; 'local' starts a cluster here (needs ray)",
     )
     own.add_argument("--tui", action="store_true", help="watch the run in the app")
     own.add_argument("--quiet", action="store_true", help="no progress bar and no line per turn")

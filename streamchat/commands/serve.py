@@ -25,10 +25,10 @@ if TYPE_CHECKING:  # needs the optional libraries
 
 HELP = "serve endless chats through OpenAI's API"
 DESCRIPTION = (
-    "Serves one model at http://HOST:PORT/v1: POST chat/completions and responses, GET models; /metrics has figures. "
-    "Every conversation is a saved session, whose cache never exceeds its budget and is not prefilled again. "
-    "`streamchat attach` opens one in a terminal. Needs the extra streamchat[server]. Ctrl+C or SIGTERM stops the "
-    "replies, saves the sessions, and ends with exit code 0."
+    "Serve one model through OpenAI's API at http://HOST:PORT/v1 (POST chat/completions and responses, GET models), "
+    "with figures at /metrics. Every conversation is a saved session, whose cache never exceeds its budget and is not "
+    "prefilled again. `streamchat attach` opens a session in a terminal. Needs the extra streamchat[server]. Ctrl+C or "
+    "SIGTERM stops the replies, saves the sessions, and ends with exit code 0."
 )
 _DEFAULTS = Options()
 MAX_SECONDS = 86_400
@@ -44,7 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--host",
         default=_DEFAULTS.host,
         metavar="HOST",
-        help=f"address to bind (default: {_DEFAULTS.host}, this machine only); others need the token",
+        help=f"address to listen on (default: {_DEFAULTS.host}, this machine only); with others, requests need a token",
     )
     own.add_argument(
         "--port", type=int, default=_DEFAULTS.port, metavar="PORT", help=f"port; 0 = any (default: {_DEFAULTS.port})"
@@ -54,14 +54,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=_DEFAULTS.live,
         metavar="N",
-        help=f"sessions with their cache in memory; the rest are snapshots on disk (default: {_DEFAULTS.live})",
+        help=f"maximum number of sessions with a cache in memory; others are on the disk (default: {_DEFAULTS.live})",
     )
     own.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="host name that clients use for this server, if it is another one; can be repeated",
+        help="another host name that clients may use for this server; can be repeated",
     )
     own.add_argument(
         "--token-file",
@@ -73,28 +73,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=limits.requests,
         metavar="N",
-        help=f"requests that may run or wait at a time; more get status 429 (default: {limits.requests})",
+        help=f"maximum number of requests that run or wait; more get status 429 (default: {limits.requests})",
     )
     own.add_argument(
         "--max-seconds",
         type=float,
         default=limits.seconds,
         metavar="SECONDS",
-        help=f"time after which the reply to a request is stopped (default: {limits.seconds:g})",
+        help=f"seconds after which the reply to a request is stopped (default: {limits.seconds:g})",
     )
     own.add_argument(
         "--max-body",
         type=int,
         default=limits.body_bytes,
         metavar="BYTES",
-        help=f"maximum length of the body of a request (default: {limits.body_bytes})",
+        help=f"maximum length of the body of a request, in bytes (default: {limits.body_bytes})",
     )
     own.add_argument(
         "--max-messages",
         type=int,
         default=limits.messages,
         metavar="N",
-        help=f"maximum number of messages of a request (default: {limits.messages})",
+        help=f"maximum number of messages per request (default: {limits.messages})",
     )
     flags.add_setting_flags(parser, [name for name in setting_fields() if spec_of(name).section in SECTIONS])
 

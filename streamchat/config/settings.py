@@ -177,8 +177,8 @@ class Settings:
     )
     kv_dtype: KvDtype = _CACHE.harmless(
         "auto",
-        "How keys and values are stored: native (as dtype says), or in 8 or 4 bits; auto takes int8 if it was measured "
-        "here to cost at most 0.1 % of perplexity and not to be slower",
+        "How cached keys and values are stored: native (as dtype says), int8, or int4; auto chooses int8 if, measured "
+        "here, it costs at most 0.1 % of perplexity and is not slower",
         choices=get_args(KvDtype),
     )
     compression_ratio: float = _CACHE.harmless(
@@ -320,16 +320,16 @@ class Settings:
     )
     archive: Archive = _SESSIONS.sensitive(
         "native",
-        "Keep keys and values of evicted turns with a saved session, so that /keep brings them back without a prefill: "
-        "exactly, in 8 bits, or not at all",
+        "Archive keys and values of the evicted turns of saved sessions, so that /keep restores turns without a "
+        "prefill: native (exactly), int8 (in 8 bits), or off",
         choices=get_args(Archive),
     )
     archive_session_mb: int = _SESSIONS.sensitive(
-        512, "Maximum megabytes of evicted turns per session; the oldest are deleted first", minimum=1, metavar="MB"
+        512, "Maximum megabytes of archived turns per session; the oldest are deleted first", minimum=1, metavar="MB"
     )
     archive_total_mb: int = _SESSIONS.sensitive(
         4096,
-        "Maximum megabytes of evicted turns of all sessions; the oldest are deleted first",
+        "Maximum megabytes of archived turns of all sessions; the oldest are deleted first",
         minimum=1,
         metavar="MB",
     )

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 PENDING_BYTES = 32 << 20
-"""Evicted tokens of a running turn that wait for its end; with more, they are passed to the writer during the turn."""
+"""Memory for evicted tokens that wait for the end of the turn; beyond it, they go to the writer during the turn."""
 MEGABYTE = 1_000_000
 PATIENCE_S = 10.0
-"""Maximum time to wait for what is not written yet."""
+"""Maximum time to wait for the writer."""
 
 
 class EvictedArchive:
@@ -32,7 +32,7 @@ class EvictedArchive:
 
     Args:
         pages: The archive of all sessions.
-        tell: Called with sentences for the user, on another thread.
+        tell: Called with notices for the user, on another thread.
     """
 
     def __init__(self, pages: EvictedPages, tell: Callable[[str], None]) -> None:
@@ -45,7 +45,7 @@ class EvictedArchive:
         self._kind: Kind = "native"
 
     def attach(self, conversation: Conversation, identity: ModelIdentity, session: Callable[[], str | None]) -> None:
-        """Archive what `conversation` evicts from now on, unless the setting is off or its layers cannot be cut.
+        """Archive tokens that `conversation` evicts from now on, unless the setting is off or they cannot be paged in.
 
         Args:
             conversation: The active conversation.
@@ -67,7 +67,7 @@ class EvictedArchive:
         conversation.find_evicted = self.find
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write the tokens that are waiting, and end the writer."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -80,7 +80,7 @@ class EvictedArchive:
             self.flush()
 
     def flush(self) -> None:
-        """Pass what the newest turn evicted to the writer; called behind its reply."""
+        """Pass the tokens that the newest turn evicted to the writer. Called after its reply."""
         conversation, writer, session = self._conversation, self._writer, self._session()
         if conversation is None or writer is None or session is None or not conversation.log.turns:
             while sum(each.nbytes for each in self._pending) > PENDING_BYTES:
@@ -101,7 +101,7 @@ class EvictedArchive:
             writer.put(session, page, tokens, self._kind)
 
     def undone(self, turn: int) -> None:
-        """Drop what turn `turn` and later ones evicted, before they are recorded as undone."""
+        """Drop the tokens that turn `turn` and later ones evicted. Called before these turns are recorded as undone."""
         self._pending = []
         session = self._session()
         if self._conversation is None or self._writer is None or session is None:
@@ -116,9 +116,9 @@ class EvictedArchive:
     # --- finding ------------------------------------------------------------------------------------------------
 
     def find(self, wanted: Sequence[Run]) -> list[EvictedTokens]:
-        """Return archived tokens of this conversation, model and dtype that have some of the log indices in `wanted`.
+        """Return the archived tokens of this conversation with some of the log indices in `wanted`.
 
-        Damaged pages, and those of other text, are left out.
+        Damaged pages, and pages of another model, dtype, or text, are skipped.
         """
         session, identity = self._session(), self._identity
         found = list(self._pending)

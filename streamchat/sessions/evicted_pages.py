@@ -1,4 +1,4 @@
-"""Evicted tokens as bytes: safetensors with the tensors of all layers, to the bit or in int8."""
+"""Converts evicted tokens to bytes and back: safetensors with the tensors of all layers, exact or in int8."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def to_bytes(tokens: EvictedTokens, kind: Kind) -> bytes:
 
     Args:
         tokens: The tokens.
-        kind: native = to the bit. int8 = keys and values in 8 bits, with one scale per token and head, if they are not
-            codes already; the float32 originals, which exact undo needs, are left out.
+        kind: 'native' is exact. 'int8' stores keys and values in 8 bits, with one scale per token and head, unless they
+            are codes already, and omits the float32 originals.
     """
     tensors: dict[str, Tensor] = {}
     stacks: dict[str, list[list[object]]] = {}
@@ -44,7 +44,7 @@ def to_bytes(tokens: EvictedTokens, kind: Kind) -> bytes:
 
 
 def from_bytes(data: bytes) -> EvictedTokens | None:
-    """Return the tokens of `to_bytes`; None if the bytes are not such tokens."""
+    """Return the tokens that `to_bytes` converted; None if the bytes are not valid."""
     try:
         tensors = load(data)
         facts = json.loads(bytes(tensors.pop(_KEY).tolist()))

@@ -1,4 +1,4 @@
-"""Writes evicted tokens to the archive on a thread of its own, so that no token waits for the disk."""
+"""Writes evicted tokens to the archive on a separate thread, so that no token waits for the disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamchat.store.evicted import FILE_BYTES, EvictedPage, EvictedPages
 
 _log = logging.getLogger(__name__)
 QUEUE_BYTES = 128 << 20
-"""Memory for tokens that wait; more are not archived."""
+"""Memory for waiting tokens; beyond it, tokens are not archived."""
 SMALLEST_FILE = 1 << 20
 
 
@@ -29,7 +29,7 @@ class Limits:
 
     @property
     def file(self) -> int:
-        """Size from which on a new file is started: files are deleted as a whole."""
+        """Size at which a new file is started. Files are deleted as a whole, so each has only a part of the limit."""
         return min(FILE_BYTES, max(SMALLEST_FILE, min(self.session, self.in_all) // 8))
 
 
@@ -39,33 +39,33 @@ class EvictedWriter:
     Args:
         pages: The archive.
         limits: Its limits.
-        tell: Called with sentences for the user, on the writer's thread.
+        tell: Called with notices for the user, on the writer's thread.
     """
 
     def __init__(self, pages: EvictedPages, limits: Limits, tell: Callable[[str], None]) -> None:
         self._pages, self.limits, self._tell = pages, limits, tell
         self._jobs: deque[tuple[int, Callable[[], None]]] = deque()
         self._bytes = 0
-        """Of the jobs that wait or run."""
+        """Bytes of the jobs that wait or run."""
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._has_told = self._has_failed = False
 
     def put(self, session: str, page: EvictedPage, tokens: EvictedTokens, kind: Kind) -> None:
-        """Archive tokens, later. They are dropped if too many wait, which the log tells."""
+        """Queue tokens to be archived. If too many are waiting, drop them and log it."""
         if self._bytes + tokens.nbytes > QUEUE_BYTES:
             _log.warning("the disk is too slow: %d evicted tokens of turn %d are not archived", tokens.count, page.turn)
             return
         self._add(tokens.nbytes, lambda: self._append(session, page, tokens, kind))
 
     def drain(self, timeout_s: float | None = None) -> bool:
-        """Wait until nothing waits; return whether that is so."""
+        """Wait until the queue is empty; return False after the timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._jobs, timeout_s)
 
     def close(self) -> None:
-        """Write what waits, and end the thread."""
+        """Write the waiting tokens, and end the thread."""
         self.drain()
         with self._changed:
             self._closed = True

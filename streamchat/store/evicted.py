@@ -1,8 +1,8 @@
 """Keys and values of evicted tokens on the disk: pages appended to a few files per session, with an index in SQLite.
 
-A page is on the disk before its row is written, so every row has its page. A page that is damaged or missing all the
-same does not match its row's checksum, and counts as absent. Each process starts a new file: the end of another one may
-be half a page. Files are the unit that is deleted when there are too many bytes, oldest first.
+A page is flushed to the disk before its row is written, so that every row has a page. A page that does not match the
+checksum in its row counts as absent. Each process starts a new file, because the last file of another process may end
+with half a page. Beyond the limits, whole files are deleted, oldest first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILE_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class EvictedPage:
-    """What the index knows of the keys and values of some evicted tokens."""
+    """A row of the index: which evicted tokens a page has."""
 
     turn: int
     """Number of the turn that evicted them."""
@@ -66,7 +66,7 @@ def checksum_of(data: bytes) -> str:
 
 
 def write_data(file: BinaryIO, data: bytes) -> None:
-    """Write `data`; `tools.crash` dies in the middle of it."""
+    """Write `data`; `tools.crash` kills the process in the middle of it."""
     file.write(data)
 
 
@@ -135,13 +135,13 @@ class EvictedPages:
         return self.folder(session) / f"{number:06}.pages"
 
     def pages(self, session: str) -> list[StoredPage]:
-        """Return the pages of a session, oldest first; rows that are damaged are left out."""
+        """Return the pages of a session, oldest first, without damaged rows."""
         with self._database().read() as connection:
             rows = connection.execute("SELECT * FROM evicted WHERE session = ? ORDER BY id", (session,)).fetchall()
         return [page for row in rows if (page := _page_of(row)) is not None]
 
     def read(self, session: str, stored: StoredPage) -> bytes | None:
-        """Return the data of a page; None if it is damaged or missing, which the log tells."""
+        """Return the data of a page. If it is damaged or missing, log that and return None."""
         place = stored[1]
         path = self._path(session, place.file)
         try:
@@ -157,7 +157,7 @@ class EvictedPages:
         return data
 
     def drop_from(self, session: str, turn: int) -> None:
-        """Drop what turn `turn` and later ones evicted: these turns were undone."""
+        """Drop the pages of turn `turn` and later ones, which are undone."""
         with self._write() as connection:
             connection.execute("DELETE FROM evicted WHERE session = ? AND turn >= ?", (session, turn))
 
@@ -167,9 +167,9 @@ class EvictedPages:
         return {path.name: sum(size for _, _, size in _files(path)) for path in folders}
 
     def limit(self, session: str, most: int, most_in_all: int) -> int:
-        """Delete the oldest files of `session` beyond `most` bytes, then of any session beyond `most_in_all`.
+        """Delete the oldest files of `session` beyond `most` bytes, then of any session beyond `most_in_all` bytes.
 
-        The file that is being written stays.
+        The files that are being written are not deleted.
 
         Returns:
             The number of the last turn of `session` whose evicted tokens were deleted; 0 if none were.
@@ -205,7 +205,7 @@ class EvictedPages:
         return int(last or 0)
 
     def delete_orphans(self) -> None:
-        """Delete the files of sessions that do not exist, for good.
+        """Delete the files of sessions that no longer exist.
 
         Raises:
             OSError: A file cannot be deleted.

@@ -46,7 +46,7 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
         (["--cache-size", "3"], "--cache-size: cache_size = 3 is not valid; it must be at least 16"),
         (["--cache-size"], "--cache-size: expected one argument"),
         (["verfy"], "verfy is not a command; did you mean verify?"),
-        (["hello"], "hello is not a command; choose from serve, web, replay, monitor, "),
+        (["hello"], "hello is not a command; choose from serve, attach, web, replay, monitor, "),
         (["hello"], ", or give none to start a chat; see streamchat --help"),
         (["config", "stray"], "unexpected argument stray"),
         (["config", "--path", "--default"], "not allowed with"),

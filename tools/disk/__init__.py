@@ -1,1 +1,1 @@
-"""Records, rebuilds and fails what a process writes: parts that `tools.power_loss` and `tools.failing_calls` share."""
+"""Records, rebuilds, and fails what a process writes. Shared by `tools.power_loss` and `tools.failing_calls`."""

@@ -1,4 +1,4 @@
-"""One run of the scenario in which a call fails, and what must be true of it."""
+"""Runs the scenario with failing calls, and checks what must hold."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Failure:
 
     @property
     def name(self) -> str:
-        """For messages: "write ENOSPC"."""
+        """Name for messages, such as "write ENOSPC"."""
         return f"{(self.kind.name or '').lower()} {errno.errorcode[self.error]}"
 
 
@@ -57,7 +57,7 @@ FAILURES = (
 
 @dataclass(frozen=True)
 class Case:
-    """Call number `number` (from 0) of a kind fails; with `lasting`, so do all later ones until the next step ends."""
+    """Call `number` (from 0) of a kind fails. If `lasting`, all later ones fail, too, until the next step ends."""
 
     failure: Failure
     number: int
@@ -70,20 +70,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case."""
+    """The result of a case."""
 
     failed: int
-    """Number of calls that failed; 0 if there were not so many calls."""
+    """Number of calls that failed; 0 if the case has fewer calls than `number`."""
     call: str = ""
-    """The first of them."""
+    """The first failed call."""
     told: tuple[str, ...] = ()
     """What the user was told."""
     fault: str = ""
-    """What is wrong; "" for nothing."""
+    """What is wrong; "" if nothing is."""
 
 
 class Attempts:
-    """Runs cases, each in a forked process and a folder of its own.
+    """Runs cases, each in a forked process with a separate folder.
 
     Args:
         loaded: The model of the chat.

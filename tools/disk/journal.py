@@ -1,4 +1,4 @@
-"""Reads the log of `shim.c` as changes of files and folders, each with a number, as inodes have."""
+"""Reads the log of `shim.c` as changes of files and folders, which have numbers like inodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = 0
 
 
 class Call(IntEnum):
-    """Kinds of records; the numbers are those of `shim.c`."""
+    """Kinds of records, with the numbers of `shim.c`."""
 
     OPEN = 1
     CLOSE = 2
@@ -44,7 +44,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Size:
-    """A new size of a file: cut off, or extended with zeros."""
+    """A new size of a file, which is truncated or extended with zeros."""
 
     file: int
     size: int
@@ -52,7 +52,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Names:
-    """Entries of folders that change in one step: (folder, name, number of the new entry or None)."""
+    """Folder entries that change in one step: (folder, name, number of the new entry or None)."""
 
     entries: tuple[tuple[int, str, int | None], ...]
 
@@ -71,7 +71,7 @@ class Sync:
 
 @dataclass(frozen=True)
 class Mark:
-    """What the recorded process said."""
+    """A mark that the recorded process wrote."""
 
     text: str
 
@@ -94,7 +94,7 @@ class _Live:
         return self.created
 
     def parent(self, path: str) -> tuple[int, str] | None:
-        """The folder and the name of a path; None outside of the root, and for the root itself."""
+        """Return the folder and the name of a path; None for the root and for paths outside of it."""
         parts = os.path.relpath(path, self.root).split("/")
         if parts[0] in ("..", "."):
             return None
@@ -122,8 +122,8 @@ class Recording:
 
     Args:
         changes: All changes, in order.
-        folders: Numbers that are folders.
-        mapped: Numbers of files whose contents were changed through memory, which no log can show.
+        folders: Numbers of the folders.
+        mapped: Numbers of files that were changed through mapped memory, which no log can show.
     """
 
     changes: list[Change]
@@ -132,7 +132,7 @@ class Recording:
 
 
 def read(log: Path, root: Path) -> Recording:
-    """Read the log of a process that recorded the folder `root`, empty at the start."""
+    """Read the log of a process that recorded the folder `root`, which was empty at the start."""
     live = _Live(str(root))
     changes = [change for record in _records(log.read_bytes()) for change in _changes(live, *record)]
     return Recording(changes, frozenset(live.folders), frozenset(live.mapped))

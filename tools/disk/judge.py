@@ -1,4 +1,4 @@
-"""Opens a home folder that a power failure left, with the product, and holds it against what was promised."""
+"""Opens a home folder after a power failure with streamchat, and compares it with the promises."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tools.disk.states import State
 
 
 class Fault(Exception):
-    """A promise that was not kept."""
+    """A broken promise."""
 
 
 def _require(holds: bool, text: str) -> None:
@@ -61,7 +61,7 @@ def write_state(state: State, folder: Path) -> None:
 
 
 class Judge:
-    """Judges one state after the other, with one model.
+    """Judges states one after the other, with one model.
 
     Args:
         loaded: The model of the recorded chat.
@@ -76,7 +76,7 @@ class Judge:
         """Open the home folder; return what happened to the cache of the newest session.
 
         Raises:
-            Fault: A promise was not kept.
+            Fault: A promise is broken.
         """
         os.environ["STREAMCHAT_HOME"] = str(home)
         try:
@@ -160,7 +160,7 @@ class Judge:
             check_sentence(event.text)
 
     def _deleted(self, home: Path, promises: Promises) -> None:
-        """Check that deleted text is in no file, now that the product has had a start to remove the rest of it."""
+        """Check that deleted text is in no file. A start of streamchat must have removed what was left of it."""
         if not promises.before.deleted or promises.step == "restore":
             return
         _require(not pending_mark(database_path()).exists(), "text of a deleted session was not removed at the start")
@@ -226,7 +226,7 @@ def _check_session(stored: StoredSession, promises: Promises) -> None:
 
 
 def _check_rest(stored: StoredSession, truths: list[SessionTruth]) -> None:
-    """Check what can change without a turn."""
+    """Check everything that can change without a turn."""
     info = stored.info
     temperature = float(info.settings.get("temperature", -1))
     _require(temperature in [each.temperature for each in truths], f"the temperature of {info.id} is {temperature}")

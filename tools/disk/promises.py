@@ -1,4 +1,4 @@
-"""What a recorded chat had promised at each moment, as its marks in the log say."""
+"""What a recorded chat had promised at each moment, according to its marks in the log."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tools.disk.scenario import SessionTruth, Truth
 
 @dataclass(frozen=True)
 class Promises:
-    """What must be found on the disk at a moment."""
+    """What the disk must have at a moment."""
 
     step: str
-    """The running step; '' between two."""
+    """The running step; '' between two steps."""
     latest: str
-    """The latest step that began."""
+    """The latest step that has started."""
     before: Truth
-    """What was true when the running step began."""
+    """What was true when the running step started."""
     after: Truth
-    """What is true when it ends; the same as `before` between two steps."""
+    """What is true when the running step ends; equals `before` between two steps."""
     turns: dict[str, list[tuple[int, list[str]]]]
-    """Session -> number, message and reply of the turns that the running step has finished."""
+    """Session -> number, message, and reply of the turns that the running step has finished."""
     digests: dict[str, set[str]]
-    """Session -> digests of the caches that were saved so far."""
+    """Session -> digests of the caches that were saved until then."""
     unsure: frozenset[str] = frozenset()
-    """Sessions of which the chat had said that it could not save them: any first part of them may be there."""
+    """Sessions that the chat had reported as not saved; the disk may have any number of their first turns."""
 
 
 def _truth(saved: dict[str, Any]) -> Truth:

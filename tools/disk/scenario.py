@@ -1,11 +1,11 @@
-"""A chat, and all that a user does around it, whose writes are recorded or made to fail.
+"""A chat with everything that a user does around it, whose writes are recorded or made to fail.
 
     python -m tools.disk.scenario HOME LOG    (started by `tools.power_loss`)
 
-It talks to a tiny model with evictions, pins, unpins, undoes, retries, renames, clears, switches sessions, exports,
-saves settings, deletes a session, stores a converted model and a token, closes, resumes and restores a backup: all of
-it by the product's own functions, in one process. Before and after each step it says what a user may rely on then
-(`Truth`). Files that are added to the product later are covered as soon as a step makes the product write them.
+In one process, and with streamchat's own functions, it chats with a tiny model with evictions, pins, unpins, undoes,
+retries, renames, clears, switches sessions, exports, saves settings, deletes a session, stores a converted model and a
+token, closes, resumes, and restores a backup. Before and after each step, it reports what a user may rely on (`Truth`).
+Files of later versions are covered as soon as a step makes streamchat write them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Say = Callable[[dict[str, Any]], None]
 
 @dataclass
 class SessionTruth:
-    """What must be found of one session."""
+    """What the disk must have of one session."""
 
     title: str
     turns: list[list[str]]
@@ -70,7 +70,7 @@ class Truth:
 
     sessions: dict[str, SessionTruth] = field(default_factory=dict)
     deleted: list[str] = field(default_factory=list)
-    """Ids of deleted sessions; no file may have their cache, or `SECRET`, which they were about."""
+    """Ids of deleted sessions. No file may have their cache, or `SECRET`, which was in their text."""
     settings: dict[str, Any] = field(default_factory=dict)
     typed: list[str] = field(default_factory=list)
     """What was typed; its newest lines may be lost in a power failure."""
@@ -80,11 +80,11 @@ class Truth:
 
 
 class Unsaid(Exception):
-    """A fault of the product: a failure without a sentence for the user, or with more than one."""
+    """A fault: a failure that was not reported in exactly one sentence for the user."""
 
 
 def digest_of(checkpoint: CacheCheckpoint) -> str:
-    """Return a digest of a cache: all bits of all tensors, and which tokens they are of."""
+    """Return a digest of a cache: all bits of all tensors, and the indices of their tokens."""
     digest = hashlib.sha256(repr((checkpoint.bases, checkpoint.runs, checkpoint.next_index)).encode())
     for name in sorted(checkpoint.tensors):
         tensor = checkpoint.tensors[name].contiguous()
@@ -100,7 +100,7 @@ def check_sentence(text: str) -> None:
 
 
 class Scenario:
-    """Does the steps, one after the other.
+    """Carries out the steps, one after the other.
 
     Args:
         loaded: The model.
@@ -124,7 +124,7 @@ class Scenario:
     # --- running ------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[tuple[str, Callable[[], None]]]:
-        """Return the names of all steps, and what they do."""
+        """Return the names and functions of all steps."""
         return [
             ("save settings", lambda: self.save_settings(temperature=0.5, snapshot_turns=2)),
             ("start", self.start),
@@ -161,14 +161,14 @@ class Scenario:
         ]
 
     def run(self, before: Callable[[str], None] = lambda step: None) -> None:
-        """Do all steps; `before` is called before each."""
+        """Carry out all steps; call `before` before each."""
         with self._snapshots_said():
             for name, step in self.steps():
                 before(name)
                 self.step(name, step)
 
     def step(self, name: str, step: Callable[[], None]) -> None:
-        """Do one step. A failure that the product reports in one sentence is added to `told`."""
+        """Carry out one step. If it fails and reports that in one sentence, add the sentence to `told`."""
         self._say({"begin": name})
         try:
             was_saving = self.is_saving
@@ -255,7 +255,7 @@ class Scenario:
             self._chat.send(request)
 
     def turn(self, text: str, *, is_slow: bool = False) -> None:
-        """Have one turn; a slow reply is saved token by token, a fast one when it ends."""
+        """Take one turn; a slow reply is saved token by token, a fast one when it ends."""
         batch = recorder.BATCH_S
         recorder.BATCH_S = 0.0 if is_slow else batch
         try:
@@ -308,7 +308,7 @@ class Scenario:
             self.truth.typed.append(text)
 
     def token(self) -> None:
-        """Make the token of a server."""
+        """Create the token of a server."""
         self.truth.token = read_token(token_path())[0]
 
     def model(self) -> None:
@@ -352,7 +352,7 @@ class Scenario:
                 raise
 
     def command(self, *arguments: str) -> int:
-        """Run a command of streamchat; return its exit code. Without success it must say one sentence."""
+        """Run a command of streamchat; return its exit code. If it fails, it must print one sentence."""
         out, error = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
             code = streamchat(list(arguments))
@@ -383,7 +383,7 @@ def wait_for_upkeep() -> None:
 
 
 def main() -> int:
-    """Run the scenario and record it; nothing may fail in it."""
+    """Run the scenario and record it. Nothing in it may fail."""
     home, log = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     loaded, shim = tiny_loaded(), Shim()

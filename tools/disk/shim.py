@@ -1,4 +1,4 @@
-"""The preloaded library that records and fails file operations (`shim.c`): building it, and talking to it."""
+"""Builds and controls `shim.c`, the preloaded library that records file operations and makes them fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COMPILERS = ("cc", "gcc", "clang")
 
 
 class Kind(IntFlag):
-    """Kinds of calls that can fail; the numbers are those of `shim.c`."""
+    """Kinds of calls that can fail, with the numbers of `shim.c`."""
 
     OPEN = 1
     WRITE = 2
@@ -56,12 +56,12 @@ def build(folder: Path) -> Path:
 
 
 def work_folder() -> str | None:
-    """Return a folder in memory; None for the default one."""
+    """Return a folder in memory; None if there is none."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def environment(library: Path, home: Path) -> dict[str, str]:
-    """Return the environment of a Python process that preloads `library` and has its files below `home`."""
+    """Return the environment for a Python process that preloads `library` and has its files in `home`."""
     return os.environ | {
         "LD_PRELOAD": str(library),
         "STREAMCHAT_HOME": str(home),
@@ -87,12 +87,12 @@ class Shim:
         self._library.disk_fail.argtypes = (ctypes.c_int, ctypes.c_long, ctypes.c_long, ctypes.c_int)
 
     def start(self, root: Path, log: Path | None = None) -> None:
-        """Record what this process changes below `root` into the file `log`; None records nothing."""
+        """Record all changes of this process in `root` in the file `log`; None records nothing."""
         if self._library.disk_start(os.fsencode(root), os.fsencode(log or "")):
             raise RuntimeError(f"{log} cannot be written")
 
     def stop(self) -> None:
-        """Let every call pass unrecorded from now on."""
+        """Stop recording and failing calls."""
         self._library.disk_stop()
 
     def mark(self, text: str) -> None:
@@ -113,10 +113,10 @@ class Shim:
 
     @property
     def failed(self) -> int:
-        """How many calls failed since `fail`."""
+        """Number of calls that failed since `fail`."""
         return int(self._library.disk_failed())
 
     @property
     def failed_call(self) -> str:
-        """The first call that failed: its name, and the path below the root."""
+        """Name and path of the first call that failed; the path is relative to the root."""
         return os.fsdecode(self._library.disk_failed_call())

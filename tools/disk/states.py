@@ -1,9 +1,9 @@
-"""Disks after a power failure: what may be left of recorded changes that were not flushed.
+"""Disks after a power failure: what may remain of recorded changes that were not flushed.
 
-Flushed changes are kept. Of the others, each file keeps any of its writes, in any order, each whole or torn into
-sectors, and each folder keeps a first part of its changes; a rename takes place in both folders or in neither. So a
-name may be on the disk without the contents, and contents without the name, and a folder without its own name is lost
-with all that is in it. No file system loses more, and most lose less.
+Flushed changes remain. Of the others, each file keeps any of its writes, in any order, each whole or torn into sectors.
+Each folder keeps only its earliest changes, up to any moment; a rename happens in both folders or in neither. A name
+may therefore be on the disk without the contents, or the contents without the name, and a folder without its own name
+is lost with everything in it. File systems that follow POSIX lose no more than this, and most lose less.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ State = dict[str, bytes | None]
 
 @dataclass(frozen=True)
 class Policy:
-    """What is left of the changes that were not flushed.
+    """Which of the changes that were not flushed remain.
 
     Args:
-        name: For messages.
-        names: Which changes of folders are kept: "all", "none", "first" (up to a random moment), "any".
-        contents: Which writes of a file are kept: "all", "none", "size" (its size, and zeros), "any", "torn" (any
+        name: Name for messages.
+        names: Changes of folders that remain: "all", "none", "first" (up to a random moment), or "any".
+        contents: Writes of a file that remain: "all", "none", "size" (only its size, with zeros), "any", or "torn" (any
             sectors of any writes).
     """
 
@@ -56,9 +56,9 @@ class _File:
 
 
 class Disk:
-    """The disk at one moment of a recording: what is flushed, and what is not.
+    """The disk at one moment of a recording: the flushed changes, and the others.
 
-    Of a file that was changed through memory, any contents may be left.
+    A file that was changed through mapped memory may have any contents.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -68,7 +68,7 @@ class Disk:
         self._pending: list[Names] = []
 
     def apply(self, change: Change) -> None:
-        """Make one more change."""
+        """Apply the next change."""
         match change:
             case Data(file=number) | Size(file=number):
                 self._files.setdefault(number, _File()).pending.append(change)
@@ -88,7 +88,7 @@ class Disk:
                 pass
 
     def state(self, policy: Policy, rng: random.Random) -> State:
-        """Return what is left by `policy`."""
+        """Return the files that remain under `policy`."""
         entries = {folder: dict(names) for folder, names in self._entries.items()}
         for i in sorted(self._kept_names(policy.names, rng)):
             _rename(entries, self._pending[i])
@@ -139,7 +139,7 @@ class Disk:
 
 
 def _closed(pending: Sequence[Names], wanted: Sequence[int]) -> set[int]:
-    """Add to `wanted` all earlier changes of the same folders: a folder keeps a first part of its changes."""
+    """Add to `wanted` all earlier changes of the same folders, because a folder keeps its earliest changes."""
     kept: set[int] = set()
     folders: set[int] = set()
     marked = set(wanted)
@@ -171,7 +171,7 @@ def _write(contents: bytearray, changes: Sequence[Data | Size]) -> None:
 
 
 def _torn(change: Data | Size, rng: random.Random) -> Iterator[Data | Size]:
-    """Yield some of the sectors of a write; other changes are made or not."""
+    """Yield some of the sectors of a write, at random; other changes are whole or missing."""
     if isinstance(change, Size):
         if rng.random() < 0.5:
             yield change
@@ -189,7 +189,7 @@ class Left:
     """A disk after a power failure."""
 
     moment: int
-    """Number of changes before it."""
+    """Number of changes before the failure."""
     policy: Policy
     state: State
 
@@ -199,14 +199,15 @@ def power_failures(
 ) -> Iterator[Left]:
     """Yield disks after a power failure, in order of time.
 
-    Each moment of the recording meets each policy before chance comes again; fewer than all are drawn at random. A disk
-    that the same promises hold for (no mark in between) is yielded once, so there are fewer than `draws`.
+    Each pair of a moment and a policy is drawn once before any is drawn again; fewer draws than pairs are chosen at
+    random. Equal disks with the same promises (no mark in between) are yielded once, so there are fewer disks than
+    `draws`.
 
     Args:
         recording: What was recorded.
         draws: Number of pairs of a moment and a policy.
-        seed: Of the draws.
-        concerns: Whether a moment is of interest.
+        seed: Seed of the draws.
+        concerns: Returns whether a moment is of interest.
     """
     rng = random.Random(seed)
     moments = [i for i, change in enumerate(recording.changes, 1) if not isinstance(change, Sync) and concerns(i)]

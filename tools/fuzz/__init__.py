@@ -1,1 +1,1 @@
-"""Fuzzing of everything that parses; `python -m tools.fuzz --help` lists the targets."""
+"""Fuzzes everything that parses input; `python -m tools.fuzz --help` lists the targets."""

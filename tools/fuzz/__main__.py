@@ -1,12 +1,12 @@
-"""Fuzz what parses: files, settings, templates, keys, and requests.
+"""Fuzz everything that parses input: files, settings, templates, keys, and requests.
 
     python -m tools.fuzz TARGET [TARGET ...] [--seconds 60] [--seed 0]
     python -m tools.fuzz --all --seconds 1800
 
-Inputs are chosen by coverage (atheris: pip install 'streamchat[fuzz]'), from the corpus in tests/corpus/TARGET. Each
-input must be accepted, or refused by a documented error with one sentence, within bounded time and memory. An input
-with a fault is minimized, written into that corpus, and reported; the tests then repeat it. With --plain, inputs are
-random changes of the corpus, and atheris is not needed.
+Inputs are made from the corpus in tests/corpus/TARGET, guided by coverage (atheris: pip install 'streamchat[fuzz]').
+Each input must be accepted, or refused with a documented error of one sentence, within bounded time and memory. An
+input with a fault is minimized, written into the corpus, and reported; the tests then repeat it. With --plain, inputs
+are random changes of the corpus, and atheris is not needed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Report:
     target: Target
     runs: int = 0
     edges: int = 0
-    """Branches of the instrumented modules that were reached; 0 if they were not counted."""
+    """Number of branches reached in the instrumented modules; 0 if they were not counted."""
     faults: dict[bytes, str] = field(default_factory=dict)
     """Minimized input -> what is wrong."""
     failure: str = ""
@@ -50,8 +50,10 @@ class Report:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fuzz the targets; return 1 if there is a fault."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Fuzz the targets; return 1 if there is a fault, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(target_names()))
     parser.add_argument("--all", action="store_true", help="all targets, one after the other")
     parser.add_argument("--seconds", type=int, default=60, help="time for each target (default: %(default)s)")

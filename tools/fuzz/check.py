@@ -1,4 +1,4 @@
-"""Runs a target on one input and says what is wrong with the result."""
+"""Runs a target on one input and finds faults."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def find_fault(target: Target, data: bytes, *, timed: bool = True) -> Fault | No
     Args:
         target: What to run.
         data: The input.
-        timed: Whether to limit the CPU time. Of no use where other threads work at the same time.
+        timed: Whether to limit the CPU time. Set it to False if other threads run at the same time.
     """
     peak, start = _peak_bytes(), time.process_time()
     try:

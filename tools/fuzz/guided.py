@@ -1,9 +1,9 @@
-"""One run of a target under atheris, in a process of its own: libFuzzer ends it when the time is over.
+"""Runs a target under atheris in a separate process, which libFuzzer ends when the time is over.
 
     python -m tools.fuzz.guided TARGET FOLDER MODULES [OPTIONS OF LIBFUZZER ...] [CORPUS ...]
 
-MODULES are those of the target, separated by commas: they must be known before they are imported. Every new fault is
-minimized and written to FOLDER, and the search goes on.
+MODULES are the target's modules, separated by commas, which must be known before they are imported. Every new fault is
+minimized and written to FOLDER, and the search continues.
 """
 
 from __future__ import annotations

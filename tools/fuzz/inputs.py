@@ -1,4 +1,4 @@
-"""Binary files to start from, written by the libraries that write them for users."""
+"""Binary files as first inputs, written by the libraries that write them for users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def gguf_file(pre: str, *, model: str = "gpt2", parts: str = "") -> bytes:
     Args:
         pre: Its pre-tokenizer.
         model: Its kind of tokenizer: byte-level ('gpt2') or SentencePiece ('llama').
-        parts: What it says about the number of its parts.
+        parts: Its metadata about the number of its parts.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.gguf")

@@ -1,4 +1,4 @@
-"""Changes JSON so that it stays JSON: bytes changed at random would nearly always be refused before they are read."""
+"""Changes JSON so that it remains valid: bytes changed at random would nearly always be refused by the JSON parser."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _changed(rng: random.Random, value: Any) -> bytes:
 
 
 def _places(holder: Any) -> Iterator[Place]:
-    """Yield all places below a list or an object."""
+    """Yield all places inside a list or an object."""
     keys: Sequence[Any] = range(len(holder)) if isinstance(holder, list) else [*holder]
     for key in keys:
         yield holder, key

@@ -1,4 +1,4 @@
-"""Makes an input with a fault smaller, as long as the fault stays the same."""
+"""Makes an input with a fault smaller while the fault stays the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_RUNS, MAX_SECONDS = 2_000, 20.0
 
 
 def minimized(target: Target, data: bytes, fault: Fault) -> bytes:
-    """Return a smaller input with the same fault: spans are left out, and then bytes become the letter `a`."""
+    """Return a smaller input with the same fault: remove spans, then replace bytes by the letter `a`."""
     end, runs = time.monotonic() + MAX_SECONDS, 0
 
     def keeps(candidate: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Changes inputs at random, without coverage: for the tests, which need neither atheris nor time."""
+"""Changes inputs at random, without coverage. For the test suite, which has no atheris and little time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BRACKETS = (b"[" * 3000, b'{"a":' * 2000, b"(" * 500)
 def mutations(
     corpus: Sequence[bytes], words: Sequence[bytes], *, seed: int, count: int, max_bytes: int
 ) -> Iterator[bytes]:
-    """Yield `count` inputs, each made from one of the corpus by a few changes; the same seed gives the same inputs."""
+    """Yield `count` inputs, each made from an input of the corpus by a few changes. A seed gives the same inputs."""
     rng = random.Random(seed)
     for _ in range(count):
         data = rng.choice(corpus)

@@ -1,4 +1,4 @@
-"""What is fuzzed: a function of bytes, the errors that it may raise, and the inputs to start from."""
+"""A fuzzing target: a function of bytes, the errors that it may raise, and the first inputs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CORPUS = Path(__file__).parents[2] / "tests" / "corpus"
 
 @dataclass(frozen=True)
 class Target:
-    """Something that parses.
+    """A parser to fuzz.
 
     Args:
         name: Its name on the command line.
-        run: Parses an input. It raises one of `refusals`, or it checks what it got and raises `AssertionError`.
+        run: Parses an input. It raises one of `refusals` to refuse it, and `AssertionError` if the result is wrong.
         seeds: Returns the first inputs, by name.
         modules: Modules and packages whose coverage guides the search.
-        refusals: Errors that refuse an input, each with one sentence.
+        refusals: Errors that refuse an input; each must be one sentence.
         words: Parts of inputs that mutations insert.
         max_bytes: Maximum size of a generated input.
         suite_runs: Number of mutated inputs in the tests.
@@ -45,7 +45,7 @@ class Target:
         return CORPUS / self.name
 
     def corpus(self) -> list[bytes]:
-        """Return the inputs of its corpus, by name of their file."""
+        """Return the inputs of its corpus, by file name."""
         return [path.read_bytes() for path in sorted(self.folder.iterdir())]
 
 

@@ -1,4 +1,4 @@
-"""An empty folder to run targets in: no input reads or writes the files of the user."""
+"""An empty folder to run targets in, so that no input reads or writes the user's files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """Context manager: the working directory, the home and the folder of streamchat are new and empty."""
+    """Context manager: make the working directory, the home folder, and streamchat's folder new and empty."""
     before, environ = Path.cwd(), dict(os.environ)
     shared_memory = Path("/dev/shm")
     where = shared_memory if os.access(shared_memory, os.W_OK) else None

@@ -23,7 +23,7 @@ MUTANT_BUILDS = "quick,gcc-x86-64-undefined,gcc-x86-64-thread"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run random programs; return 1 if a build does anything wrong."""
+    """Run random programs; return 1 if a build has a fault, else 0."""
     args = _parser().parse_args(argv)
     try:
         builds = chosen((args.builds or (MUTANT_BUILDS if args.mutants else "all")).split(","))
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compiled(builds: Sequence[Build], folder: Path) -> dict[str, list[str]]:
-    """Return the commands of all builds that this machine can run; print why others are left out."""
+    """Return the commands of the builds that this machine can run; print why others are skipped."""
     found = {}
     for build in builds:
         if why := build.missing():
@@ -109,13 +109,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--programs", type=_count, default=1000, help="number of programs (default: %(default)s)")
-    parser.add_argument("--seed", type=_number, default=1, help="of the random numbers (default: %(default)s)")
+    parser.add_argument("--seed", type=_number, default=1, help="seed of the programs (default: %(default)s)")
     parser.add_argument("--first", type=_number, default=0, help="number of the first program (default: %(default)s)")
     parser.add_argument("--only", type=_number, help="run only this program")
     parser.add_argument(
-        "--builds", help=f"with commas; all, or {', '.join(list(GROUPS)[1:])}, or their names (default: all)"
+        "--builds", help=f"separated by commas: all, {', '.join(list(GROUPS)[1:])}, quick, or names (default: all)"
     )
-    parser.add_argument("--mutants", action="store_true", help="break the kernels on purpose, and see what is noticed")
+    parser.add_argument("--mutants", action="store_true", help="break the kernels on purpose; report what is detected")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Random attentions: layouts of queries and keys, norms, rotations, windows, formats of the cache."""
+"""Random attention: layouts of queries and keys, norms, rotations, windows, and formats of the cache."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Heads:
     tokens: int
     cached: int
     real: int
-    """Key heads of the input, each of which is cached `copies` times."""
+    """Number of key heads in the input, each of which is cached `copies` times."""
     copies: int
     groups: int
     dim: int
@@ -44,9 +44,9 @@ class Heads:
     softcap: float
     clip: float
     norms: str
-    """`none`, `shared` by all heads, `own` weights for each head, or one for the `whole` token."""
+    """`none`, `shared` (by all heads), `own` (weights for each head), or `whole` (one norm of the whole token)."""
     by_group: bool
-    """Key and value of a group of queries follow them."""
+    """Whether the key and the value of a group of queries follow these queries."""
     spans: int
 
     @property
@@ -81,7 +81,7 @@ def random_heads(program: Program) -> Heads:
 
 
 def append_attention(program: Program) -> tuple[int, Bounded]:
-    """Append a random attention; return its address, and the combined result (tokens, heads * dim)."""
+    """Append random attention; return its address, and the combined result (tokens, heads * dim)."""
     draw, memory, h = program.draw, program.memory, random_heads(program)
     row, parts, strides = _qkv(program, h)
     at = memory.give(row)
@@ -202,7 +202,7 @@ def _prepared(h: Heads, x: Bounded, norm: RandomNorm | None, cos: Array, sin: Ar
 
 
 def _partners(x: Array, is_interleaved: bool) -> Array:
-    """Return for each element the one that it is rotated with."""
+    """Return for each element the index of the element that it is rotated with."""
     if is_interleaved:
         return np.stack([x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
     half = x.shape[-1] // 2

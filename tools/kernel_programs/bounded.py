@@ -1,7 +1,7 @@
-"""Arrays in float64 with a bound on how far the kernels' float32 results may be from them.
+"""Arrays in float64 with bounds on the difference of the kernels' float32 results from them.
 
-`inf` as an error means that any result is accepted. A value that is not finite means that the kernels must return one
-that is not finite either.
+If a bound is `inf`, any result is accepted. If a value is not finite, the result of the kernels must not be finite
+either.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Bounded:
 
 
 def bound(value: Array, error: Array) -> Bounded:
-    """Return the numbers; where they may overflow, anything is accepted."""
+    """Return the numbers; if they may overflow, any result is accepted."""
     error = np.where(np.isnan(error), np.inf, error) + TINY
     finite = np.isfinite(value)
     return Bounded(value, np.where(finite & (np.abs(value) > LARGE), np.inf, error))
@@ -80,7 +80,7 @@ def dot(x: Bounded, weights: Array, sizes: Array | None = None, rounding: Array 
     Args:
         x: The vectors.
         weights: The matrix.
-        sizes: Magnitudes of what is added up for each weight, if larger than the weights.
+        sizes: Sum of the magnitudes of the parts of each weight, if larger than the weights.
         rounding: Error of each element of `x` from rounding to integers.
     """
     sizes = np.abs(weights) if sizes is None else sizes
@@ -158,7 +158,7 @@ def sigmoid(x: Bounded) -> Bounded:
 
 
 def difference(found: Array, expected: Bounded) -> str:
-    """Return what is wrong with `found`, or ''."""
+    """Return what is wrong with `found`; '' if nothing is."""
     value, error = expected.value, expected.error
     finite = np.isfinite(value)
     good = np.isinf(error) & finite

@@ -47,10 +47,10 @@ class Build:
     flags: tuple[str, ...]
     emulator: tuple[str, ...] = ()
     feature: str = ""
-    """What the processor must have."""
+    """Feature that the processor must have."""
 
     def missing(self) -> str:
-        """Return what this machine lacks for it, or ''."""
+        """Return what the build needs and this machine lacks; '' if nothing."""
         for program in (self.compiler, *self.emulator[:1]):
             if not shutil.which(program):
                 return f"{program} is not installed"
@@ -59,7 +59,7 @@ class Build:
         return "" if self.feature in _features() else f"this processor has no {self.feature}"
 
     def compile(self, folder: Path, sources: Path = build.SOURCES) -> list[str]:
-        """Compile it; return the command that runs it. `folder` keeps the objects of unchanged files."""
+        """Compile the build; return the command that runs it. Objects of unchanged files in `folder` are used again."""
         kernels = [path for path in sorted(sources.glob("*.c")) if path.name != "team.c"]  # which the driver includes
         base = [flag for flag in build.FLAGS if flag not in ("-fPIC", "-fvisibility=hidden")]
         command = [self.compiler, *base, *self.flags, "-w", f"-I{sources}"]
@@ -79,7 +79,7 @@ def _call(command: Sequence[str | Path]) -> None:
 
 
 def _digest(path: Path, sources: Path) -> str:
-    """Return a digest of a file with all files that it includes."""
+    """Return a digest of a file and of all files that it includes."""
     digest, left, known = hashlib.sha256(path.name.encode()), [path], {path}
     while left:
         text = left.pop().read_text()
@@ -127,10 +127,10 @@ GROUPS = {
 
 
 def chosen(names: Sequence[str]) -> list[Build]:
-    """Return the builds of these names and groups of names.
+    """Return the builds with these names, which may also be names of groups.
 
     Raises:
-        KeyError: There is no such build.
+        KeyError: A build does not exist.
     """
     return [BUILDS[each] for name in names for each in GROUPS.get(name, [name])]
 

@@ -46,10 +46,10 @@ class Cache(Protocol):
 
     @property
     def unit(self) -> int:
-        """What the width of a head must be a multiple of."""
+        """Number of which the width of a head must be a multiple."""
 
     def encode(self, x: Array) -> Rows:
-        """(heads, slots, dim) float32 -> as stored"""
+        """Return rows (heads, slots, dim) in float32 as stored."""
 
     def decode(self, rows: Rows) -> Array:
         """Return the numbers in float64."""
@@ -58,7 +58,7 @@ class Cache(Protocol):
         """Return new rows as they are cached."""
 
     def queried(self, query: Bounded) -> Bounded:
-        """Return queries as they are multiplied with keys."""
+        """Return queries as they are before they are multiplied with keys."""
 
     def share_error(self, shares: Array, values: Array) -> Array | float:
         """Return the error of sums of values (heads, slots, dim) by rounding their shares (heads, rows, slots)."""
@@ -89,7 +89,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Coded:
-    """Codes of 8 or 4 bits of a head that was turned by a Hadamard matrix, and a bfloat16 scale."""
+    """Codes of 8 or 4 bits of a head multiplied by a Hadamard matrix, and a bfloat16 scale."""
 
     limit: int
     """Largest code."""
@@ -125,7 +125,7 @@ class Coded:
         return Bounded(value, error + 1e-30 * dim)
 
     def queried(self, query: Bounded) -> Bounded:
-        """Turned queries are rounded to 16-bit integers."""
+        """Queries are multiplied by the matrix, and rounded to 16-bit integers."""
         most = np.abs(query.value).sum(-1, keepdims=True) / math.sqrt(_part(query.value.shape[-1]))
         return Bounded(query.value, query.error + most * math.sqrt(query.value.shape[-1]) / 32767)
 
@@ -167,7 +167,7 @@ def _scale(bits: Array) -> Array:
 
 
 def _rounded_up(x: Array) -> Array:
-    """Return the bits of the smallest bfloat16 that is not below `x` >= 0; 0 for vanishing numbers."""
+    """Return the bits of the smallest bfloat16 that is not below `x` >= 0; 0 for numbers near 0."""
     bits = (x.astype(np.float32).view(np.uint32).astype(np.uint64) + 0xFFFF) >> 16
     found = np.where(np.isnan(x), 0x7FC0, np.minimum(bits, 0x7F80))
     return np.where(x < 1e-30 / 127, 0, found).astype(np.uint16)

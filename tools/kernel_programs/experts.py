@@ -111,7 +111,7 @@ def append_experts(program: Program) -> Row:
 
 
 def _logits(program: Program, m: Mixture) -> Array:
-    """Return (count, experts and a gate), some of them equal."""
+    """Return logits (count, experts and a gate), some of them equal."""
     draw = program.draw
     logits = draw.numbers(m.count, m.num + 1 + draw.choose.choice((0, 2)), scale=3.0)
     return np.round(logits) if draw.chance(0.2) else logits
@@ -132,7 +132,7 @@ def routed(m: Mixture, logits: Array) -> tuple[Array, Bounded]:
 
 
 def _is_odd(m: Mixture, logits: Array) -> Array:
-    """Return the tokens, (count, 1), whose experts are any: a logit is NaN or the largest is infinite."""
+    """Return which tokens, (count, 1), may have any experts, because a logit is NaN or the largest is infinite."""
     used = logits[:, : m.num]
     is_odd: Array = np.isnan(used) | np.isposinf(used)
     return np.asarray(is_odd.any(1, keepdims=True) | np.isneginf(used).all(1, keepdims=True))
@@ -152,7 +152,7 @@ def _chosen_check(m: Mixture, logits: Array, best: Array, number: int) -> Any:
 
 
 def _mixed(m: Mixture, inputs: Bounded, best: Array, share: Bounded, up: list[Weights], down: list[Weights]) -> Bounded:
-    """Return the results of the chosen experts, (count, columns)."""
+    """Return the combined results of the chosen experts, (count, columns)."""
     value, error = np.zeros((m.count, m.columns)), np.zeros((m.count, m.columns))
     for expert in range(m.num):
         tokens, choices = np.nonzero(best == expert)

@@ -1,6 +1,6 @@
-"""Random matrices in every format of the kernels, and the numbers that they mean.
+"""Random matrices in every format of the kernels, and the numbers that they represent.
 
-Independent of the code that quantizes: it follows the comments in `source/tiles.h` and `source/operations.h`.
+Independent of the code that quantizes, it follows the comments in `source/tiles.h` and `source/operations.h`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Weights:
-    """A matrix: data as stored, and the numbers that it means."""
+    """A matrix: the stored data, and the numbers that it represents."""
 
     bits: int
     kind: int
@@ -43,7 +43,7 @@ class Weights:
     value: Array
     """(rows, columns)"""
     size: Array
-    """Magnitudes of what is added up for each weight."""
+    """Sum of the magnitudes of the parts of each weight."""
 
     @property
     def is_quantized(self) -> bool:
@@ -55,7 +55,7 @@ class Weights:
 
 
 def column_unit(bits: int, kind: int) -> int:
-    """Return the number that columns must be a multiple of."""
+    """Return the number of which the number of columns must be a multiple."""
     return unit_size(bits, kind)[0] if bits < 16 else 1
 
 
@@ -99,7 +99,7 @@ def _by_row(x: Array) -> Array:
 
 
 def _meaning(codes: Array, scale: Array, minimum: Array) -> tuple[Array, Array]:
-    """Return (rows, columns) weights, and magnitudes of their parts."""
+    """Return the weights (rows, columns), and the magnitudes of their parts."""
     scaled, shape = scale * codes, (codes.shape[0] * TILE, codes.shape[2] * GROUP)
     return (scaled + minimum).reshape(shape), (np.abs(scaled) + np.abs(minimum)).reshape(shape)
 
@@ -145,17 +145,17 @@ NUMBERS = {
 
 
 def encode(kind: int, x: Array) -> Array:
-    """Return numbers as stored."""
+    """Return numbers in the stored format."""
     return NUMBERS[kind].encode(x)
 
 
 def decode(kind: int, data: Array) -> Array:
-    """Return what is stored, in float64."""
+    """Return stored numbers in float64."""
     return NUMBERS[kind].decode(data).astype(np.float64)
 
 
 def store(kind: int, x: Bounded) -> Bounded:
-    """Return rows as they are cached: numbers close to the middle of two that exist may become either."""
+    """Return rows as cached. A number close to the middle of two representable ones may become either."""
     low, middle, high = (
         decode(kind, encode(kind, each.astype(np.float32))) for each in (x.value - x.error, x.value, x.value + x.error)
     )

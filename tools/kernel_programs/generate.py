@@ -1,4 +1,4 @@
-"""Random programs of every operation."""
+"""Generates random programs of all operations."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _fill(program: Program, kind: str) -> None:
 
 
 def _append_rows(program: Program) -> None:
-    """Rows of a matrix of codes as numbers."""
+    """Append the conversion of rows of a matrix of codes to numbers."""
     draw, memory = program.draw, program.memory
     bits, kind = draw.choose.choice([each for each in MATRICES if each[0] < 16])
     rows, columns = draw.size(1, 16, 17, most=70), column_unit(bits, kind) * draw.size(1, 2, most=3)

@@ -30,13 +30,13 @@ class Region:
     size: int
     flags: int
     where: int
-    """At the end or the start of its pages, next to one that cannot be accessed, or inside."""
+    """Whether it is at the end or the start of its pages, next to an inaccessible page, or inside of them."""
     skew: int
-    """Bytes before it, if it is inside."""
+    """Bytes before it in its pages, if it is inside."""
     content: bytes = b""
     dtype: Any = np.float32
     shape: tuple[int, ...] = ()
-    """Of what is returned."""
+    """Shape of the returned array."""
 
 
 @dataclass
@@ -51,9 +51,9 @@ class Memory:
     random: random.Random
     threads: int = 1
     is_fresh: bool = True
-    """Whether threads allocate scratch memory anew, of exactly the size they ask for."""
+    """Whether threads allocate new scratch memory of exactly the size that they request."""
     regions: list[Region] = field(default_factory=lambda: [Region(0, 0, AT_END, 0)])
-    """The first is that of the operations."""
+    """All regions; the first one has the operations."""
     _head: tuple[int, int] = (RUN, 0)
 
     def give(self, array: Array | None) -> int | None:
@@ -61,12 +61,12 @@ class Memory:
         return None if array is None else self._add(array.nbytes, GIVEN, array.itemsize, array.tobytes())
 
     def share(self, array: Array) -> tuple[int, int]:
-        """Return address and number of a copy of an array that the kernels also write to."""
+        """Return address and region number of a copy of an array that the kernels also write to."""
         at = self._add(array.nbytes, GIVEN | RETURNED, array.itemsize, array.tobytes())
         return at, self._describe(array.shape, array.dtype)
 
     def receive(self, *shape: int, dtype: Any = np.float32) -> tuple[int, int]:
-        """Return address and number of memory that the kernels write; it holds NaN before."""
+        """Return address and region number of memory that the kernels write. It is filled with NaN before."""
         each = np.dtype(dtype).itemsize
         return self._add(int(np.prod(shape)) * each, RETURNED, each), self._describe(shape, dtype)
 
@@ -98,7 +98,7 @@ class Memory:
         return sum(each.size for each in self.regions if each.flags & RETURNED)
 
     def decode(self, data: bytes) -> dict[int, Array]:
-        """Return the results by the number of their region."""
+        """Return the results by region number."""
         found, at = {}, 0
         for number, each in enumerate(self.regions):
             if each.flags & RETURNED:

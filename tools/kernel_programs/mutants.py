@@ -1,4 +1,4 @@
-"""Faults put into the kernels on purpose: `--mutants` tells which of them random programs notice."""
+"""Deliberate faults in the kernels; `--mutants` reports which of them random programs detect."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def mutate(mutant: Mutant, folder: Path) -> Path:
     """Return a copy of the sources in `folder` with the fault.
 
     Raises:
-        ValueError: The sources do not have the text that it replaces exactly once.
+        ValueError: The text to replace does not occur exactly once in the sources.
     """
     sources = folder / "source"
     shutil.rmtree(sources, ignore_errors=True)
@@ -148,7 +148,7 @@ def mutate(mutant: Mutant, folder: Path) -> Path:
 
 
 def run_mutants(builds: Sequence[Build], seed: int, programs: int, mutants: Sequence[Mutant] = MUTANTS) -> int:
-    """Run programs with each mutant until a build notices it; return 1 if one is not noticed."""
+    """Run programs with each mutant until a build detects it; return 1 if one is not detected, else 0."""
     seen = 0
     with tempfile.TemporaryDirectory(prefix="kernel-mutants-") as folder:
         for mutant in mutants:
@@ -162,7 +162,7 @@ def run_mutants(builds: Sequence[Build], seed: int, programs: int, mutants: Sequ
 
 
 def notice(mutant: Mutant, builds: Sequence[Build], seed: int, programs: int, folder: Path) -> Fault | None:
-    """Return the first fault that programs notice in a mutant; the builds are tried one after the other."""
+    """Return the first fault that programs detect in a mutant; the builds are tried one after the other."""
     sources = mutate(mutant, folder)
     for each in builds:
         if each.missing():

@@ -1,4 +1,4 @@
-"""Random numbers as chats have them, and as they should not: outliers, subnormal numbers, infinities, NaN."""
+"""Random numbers: ordinary ones, as in chats, and outliers, subnormal numbers, infinities, and NaN."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SPECIAL = (np.nan, -np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 1e-40, -0.0)
 
 @dataclass
 class Draw:
-    """The random choices of one program: the same for the same seed and number."""
+    """The random choices of one program, which its seed and number determine."""
 
     choose: random.Random
     arrays: np.random.Generator
     wild: bool = True
-    """Whether numbers that are not ordinary may occur."""
+    """Whether unusual numbers may occur."""
 
     @classmethod
     def of(cls, seed: int, number: int) -> Draw:
@@ -35,7 +35,7 @@ class Draw:
         return self.choose.random() < share
 
     def size(self, *usual: int, most: int = 0) -> int:
-        """Return one of the usual sizes, or any from 1 to `most`."""
+        """Return one of the usual sizes, or any size from 1 to `most`."""
         if most and self.chance(0.5):
             return self.choose.randint(1, most)
         return self.choose.choice(usual)

@@ -22,7 +22,7 @@ FUNCTIONS = range(NO_FUNCTION, SOFTCAP + 1)
 
 @dataclass(frozen=True)
 class RandomNorm:
-    """A norm of rows of a width."""
+    """A norm of rows of one width."""
 
     weight: Array
     bias: Array | None
@@ -61,7 +61,7 @@ def random_count(program: Program) -> int:
 
 
 def rounded(x: Bounded) -> Array:
-    """Return the errors of vectors that are rounded to 16-bit integers, as `source/round.h` says."""
+    """Return the errors of vectors that are rounded to 16-bit integers, as stated in `source/round.h`."""
     groups = np.abs(x.value).reshape(len(x.value), x.value.shape[1] // GROUP, GROUP)
     most = (groups + x.error.reshape(groups.shape)).max(-1, keepdims=True, initial=0.0)
     share = np.where(most > 0.99e-30, 0.51 / 32767, 1.0)

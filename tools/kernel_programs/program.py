@@ -1,4 +1,4 @@
-"""A random program, and what its results should be."""
+"""A random program with its expected results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Check = Callable[[dict[int, Array]], str]
 
 @dataclass
 class Row:
-    """The result of an operation that the next may read: its address and what it holds."""
+    """The result of an operation, which the next one may read: its address and its expected value."""
 
     address: int
     value: Bounded
@@ -38,7 +38,7 @@ class Program:
     checks: list[tuple[str, Check]] = field(default_factory=list)
 
     def expect(self, what: str, number: int, expected: Bounded, width: int | None = None) -> None:
-        """Check a region (..., stride), of whose last dimension `width` elements are written."""
+        """Expect results in a region (..., stride), in which `width` elements of the last dimension are written."""
 
         def check(found: dict[int, Array]) -> str:
             rows = found[number]
@@ -54,6 +54,6 @@ class Program:
         self.checks.append((what, check))
 
     def faults(self, found: dict[int, Array]) -> list[str]:
-        """Return what is wrong with the results."""
+        """Return the faults of the results."""
         told = ((what, check(found)) for what, check in self.checks)
         return [f"{what}: {why}" for what, why in told if why]

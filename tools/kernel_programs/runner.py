@@ -21,7 +21,7 @@ TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that a build did wrong."""
+    """A fault of a build."""
 
     build: str
     number: int
@@ -49,7 +49,7 @@ class Batch:
         return cls(seed, numbers, programs, path)
 
     def run(self, build: str, command: Sequence[str], folder: Path) -> Iterator[Fault]:
-        """Run all programs with a compiled driver; yield what is wrong. Goes on after a program that crashes."""
+        """Run all programs with a compiled driver, and yield the faults. Continues after a program that crashes."""
         results, first = folder / f"results-{build}", 0
         while first < len(self.programs):
             results.write_bytes(b"")

@@ -2,12 +2,16 @@
 
     python -m tools.terminal_walk --seed 7 --steps 400 [--front-end app] [--walks 10]
 
-A tiny random model answers. Steps are messages, commands, pastes, keys, resizes, probes, quits with a resume, and
-SIGTERM. It must hold that the exit code is 0 (143 after SIGTERM); that the screen never shows more cached tokens than
-the budget; that the edge of memory never rises but by what restores tokens, such as /undo; that a typed word is on the
-screen within --limit seconds of CPU time, and also if it was typed before the first paint; and that the terminal is as
-it was when the program has ended. The same seed takes the same steps, though not at the same moments of a reply.
-Further walks have the seeds that follow.
+A tiny random model replies. Steps are messages, commands, pastes, keys, resizes, probes, quits followed by a resume,
+and SIGTERM. The following must hold:
+
+- the exit code is 0, or 143 after SIGTERM;
+- the screen never shows more cached tokens than the budget;
+- the start of the model's context never moves back, except after a command that restores tokens, such as /undo;
+- a typed word is on the screen within --limit seconds of CPU time, also if it was typed before the first paint;
+- after the end, the terminal is as it was before.
+
+A seed always gives the same steps, but not at the same moments of a reply. Further walks use the next seeds.
 """
 
 from __future__ import annotations
@@ -24,8 +28,10 @@ from tools.terminal_walk.walk import Walk, WalkError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Take the walks; return 1 if something does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Take the walks; return 1 if something does not hold, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.terminal_walk", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first walk (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=200, help="steps of a walk (default: %(default)s)")
     parser.add_argument("--walks", type=int, default=1, help="number of walks (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""What must hold on every screen of a walk."""
+"""The properties that every screen of a walk must have."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ScreenProperties:
         """The newest turn that was seen above the edge of memory."""
 
     def restored(self) -> None:
-        """Note that evicted tokens may be back: after an undo, for example."""
+        """Note that evicted tokens may have been restored, for example by an undo."""
         self._evicted = 0
 
     def problems(self, lines: Sequence[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a walk does: steps that depend on its seed only, so that a walk can be repeated."""
+"""The steps of a walk. They depend on its seed only, so that a walk can be repeated."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Step:
 
     kind: Kind
     data: bytes = b""
-    """What is typed."""
+    """The typed bytes."""
     label: str = ""
     size: tuple[int, int] = (0, 0)
     """Columns and rows."""

@@ -1,4 +1,4 @@
-"""The program on a pseudo-terminal, and the screen that a user would see."""
+"""Runs the program on a pseudo-terminal, and reads the screen that a user would see."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DEFAULT_ON = {7, 25}
 
 
 class _Screen(pyte.Screen):
-    """A screen whose answers, such as the position of the cursor, reach the program."""
+    """A screen that sends answers, such as the position of the cursor, to the program."""
 
     def __init__(self, columns: int, rows: int, answer: Callable[[str], None]) -> None:
         super().__init__(columns, rows)
@@ -35,7 +35,7 @@ class _Screen(pyte.Screen):
 
 
 class Terminal:
-    """A child process on a terminal of its own.
+    """A child process on a pseudo-terminal.
 
     Args:
         command: The arguments of Python.
@@ -68,7 +68,7 @@ class Terminal:
         return self._child.pid
 
     def cpu_s(self) -> float:
-        """Return the CPU time of the program's first thread, which has the screen; the last one after its end."""
+        """Return the CPU time of the program's first thread, which draws; after its end, the last known value."""
         with contextlib.suppress(psutil.Error):
             for thread in psutil.Process(self.process).threads():
                 if thread.id == self.process:
@@ -85,7 +85,7 @@ class Terminal:
         return [line.rstrip() for line in self._screen.display]
 
     def send(self, data: bytes) -> None:
-        """Type; what the program writes meanwhile is read, as it may wait for that."""
+        """Type bytes. Meanwhile, read what the program writes, because it may wait for that."""
         for at in range(0, len(data), 512):
             with contextlib.suppress(OSError):  # it has ended
                 self._child.send(data[at : at + 512])
@@ -99,7 +99,7 @@ class Terminal:
         self._screen.resize(rows, columns)
 
     def read(self, seconds: float) -> None:
-        """Read what the program writes within this time, and what is there already."""
+        """Read what the program has written, and what it writes within this time."""
         end = time.monotonic() + seconds
         while True:
             try:
@@ -141,7 +141,7 @@ class Terminal:
             self._child.close()
 
     def unrestored(self) -> list[str]:
-        """Return what of the terminal is not as it was before the program; for use after its end."""
+        """Return the changes of the terminal that the program did not undo. For use after its end."""
         left = [f"mode {mode} is {'on' if is_on else 'off'}" for mode, is_on in sorted(self._modes.items())
                 if is_on != (mode in _DEFAULT_ON)]  # fmt: skip
         if self._kitty:

@@ -1,4 +1,4 @@
-"""One walk: starts the program, takes the steps, and checks what must hold."""
+"""Takes one walk: starts the program, takes the steps, and checks the properties."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ EARLY = b"early"
 
 
 class WalkError(Exception):
-    """Something that must hold does not."""
+    """A property does not hold."""
 
 
 @dataclass
 class Findings:
-    """What a walk did."""
+    """The results of a walk."""
 
     taken: Counter[str] = field(default_factory=Counter)
     ends: Counter[int] = field(default_factory=Counter)
-    """Exit code -> times."""
+    """Exit code -> number of ends with it."""
     slowest_s: float = 0.0
-    """Longest CPU time of the program from a word to its letters on the screen."""
+    """Longest CPU time of the program from typing a word until it was on the screen."""
     typed_again: int = 0
     """Words that had to be typed twice."""
 
@@ -67,7 +67,7 @@ class Walk:
         """Take the steps, then quit.
 
         Raises:
-            WalkError: Something does not hold; the text has the last steps and the screen.
+            WalkError: A property does not hold. The message has the last steps and the screen.
         """
         latest: list[str] = []
         try:
@@ -132,7 +132,7 @@ class Walk:
             self.terminal = self._start_again()
 
     def _settle(self) -> None:
-        """Bring the input back: close what is open, and stop what runs."""
+        """Return to the input: close dialogs, and stop a running reply."""
         terminal = self.terminal
         terminal.resize(100, 30)
         if self._front_end == "app":
@@ -151,8 +151,8 @@ class Walk:
     def _probe(self) -> None:
         """Type a word: it must be on the screen in time, whatever happened before.
 
-        A word that is typed while a dialog opens or closes goes to the dialog, and is lost with it; a user sees that,
-        and types it again.
+        A word that is typed while a dialog opens or closes goes to the dialog and is lost with it. The walk then
+        types it again, as a user would.
         """
         self._settle()
         self._words += 1

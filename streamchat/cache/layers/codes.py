@@ -1,8 +1,8 @@
 """Keys and values in 8 or 4 bits: an integer per number, and a scale per token and head.
 
-The numbers of a head are first turned by a Hadamard matrix, which spreads the few large dimensions of keys over all,
-as in QuaRot (arXiv:2404.00456). The scale is that of the largest number, as a bfloat16 rounded up, so that nothing
-clips.
+The numbers of a head are first multiplied by a Hadamard matrix, which spreads the few large dimensions of keys over all
+dimensions, as in QuaRot (arXiv:2404.00456). The scale is that of the largest number, rounded up to a bfloat16, so that
+no number is clipped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         int8 codes (..., head_dim), or uint8 (..., head_dim / 2) with two codes per byte: the low 4 bits belong to the
-        first half of the head; and bfloat16 scales (...). A head with NaN or infinities has such a scale.
+        first half of the head; and bfloat16 scales (...). A head with NaN or infinities has a scale of NaN or infinity.
     """
     x = turned(x.float())
     largest = x.abs().amax(-1)
@@ -53,9 +53,9 @@ def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def turned(x: Tensor) -> Tensor:
-    """Multiply each head of `x` (..., head_dim) by a Hadamard matrix; the inverse is the same.
+    """Multiply each head of `x` (..., head_dim) by a Hadamard matrix, which is its own inverse.
 
-    Its size is the largest power of two that divides the head: parts of that size are turned by themselves.
+    The size of the matrix is the largest power of two that divides the head. Each part of that size is multiplied.
     """
     width = x.shape[-1]
     matrix = _hadamard(width & -width, x.device)
@@ -79,5 +79,5 @@ def _rounded_up(x: Tensor) -> Tensor:
 
 
 def states_of(raw: Mapping[str, Tensor]) -> Tensor:
-    """Return the states of raw slots of any format: the parts of one tensor of a layer, '' and perhaps 'scales'."""
+    """Return the states of the raw slots of keys or values. The parts are '', and 'scales' if these are codes."""
     return dequantize(raw[""], raw["scales"]) if "scales" in raw else raw[""]

@@ -1,4 +1,4 @@
-"""What an eviction takes from a layer and moves in it, saved so that it can be undone to the bit."""
+"""Saves what an eviction or a rebase overwrites in the layers, and undoes it to the bit."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from streamchat.cache.layers.slots import (
 
 @dataclass(frozen=True)
 class StateBefore:
-    """What a change of all layers loses: contents of slots, and the bookkeeping before it."""
+    """What a change of all layers overwrites: the content of slots, and the bookkeeping before the change."""
 
     slots: CopiedStates
     """The slots that an eviction drops; none for other changes."""
     originals: CopiedStates
-    """The originals of those slots, as far as they have some."""
+    """The originals of those slots, if they have some."""
     moved: CopiedStates
-    """The slots from `written` on that the change writes anew."""
+    """The slots from `written` on that the change rewrites."""
     base: int
     """Absolute position of the first slot."""
     written: int
@@ -43,16 +43,16 @@ class StateBefore:
 
 
 def save_cut(layers: Sequence[StreamingLayer], at: int, count: int, front: int) -> StateBefore:
-    """Return what evicting slots from slot `at` on loses. O(saved slots).
+    """Save what an eviction of slots from slot `at` on overwrites. O(saved slots).
 
-    The slots before `at` move as well. Those that were written from their originals before can be written from them
-    again, so only the others are saved.
+    The eviction also moves the slots before `at`. Those that were once written from their originals can be written from
+    them again, so only the others are saved.
 
     Args:
         layers: The layers before the eviction.
         at: The first slot to evict.
-        count: How many of the evicted slots to save, from the first one on.
-        front: How many of the slots before `at` to save.
+        count: Number of evicted slots to save, starting with the first one.
+        front: Number of slots before `at` to save.
     """
     slots, originals = CopiedStates(), CopiedStates()
     if count:
@@ -63,7 +63,7 @@ def save_cut(layers: Sequence[StreamingLayer], at: int, count: int, front: int) 
 
 
 def save_rebase(layers: Sequence[StreamingLayer], front: int) -> StateBefore:
-    """Return what a rebase loses in the first `front` slots: their keys, which are rotated in place. O(front)."""
+    """Save what a rebase overwrites in the first `front` slots: their keys, which it rotates in place. O(front)."""
     moved = copied([_rotated(layer, _unwritten(layer, front)) for layer in layers])
     return _state(layers, CopiedStates(), CopiedStates(), moved)
 
@@ -72,11 +72,11 @@ def undo_cut(layers: Sequence[StreamingLayer], before: StateBefore, at: int, cou
     """Undo the eviction of `count` slots from slot `at` on. O(restored slots and those before them).
 
     Args:
-        layers: In the state after it, or with newest slots removed since.
-        before: The state of `save_cut`.
+        layers: The layers after the eviction; their newest slots may have been removed since.
+        before: The result of `save_cut`.
         at: The first evicted slot.
         count: The number of evicted slots.
-        keep: How many of them to restore. The others were newer than a token that was removed since.
+        keep: Number of evicted slots to restore. The others were newer than a token that was removed since.
     """
     for i, layer in enumerate(layers):
         if layer.storage is None or layer.length + keep == 0:
@@ -93,7 +93,7 @@ def undo_cut(layers: Sequence[StreamingLayer], before: StateBefore, at: int, cou
 
 
 def undo_rebase(layers: Sequence[StreamingLayer], before: StateBefore) -> None:
-    """Undo a rebase; newest slots may have been removed since."""
+    """Undo a rebase; the newest slots may have been removed since."""
     for i, layer in enumerate(layers):
         if layer.storage is not None and layer.length:
             layer.base = before.base
@@ -101,7 +101,7 @@ def undo_rebase(layers: Sequence[StreamingLayer], before: StateBefore) -> None:
 
 
 def _put_back_originals(layer: StreamingLayer, before: StateBefore, index: int, at: int, count: int, keep: int) -> None:
-    """Restore the originals of the slots that had some before the cut, and drop those that it made."""
+    """Restore the originals of the slots that had some before the cut, and drop those that the cut created."""
     states = [read_originals(layer, 0, min(at, before.known))]
     if before.known > at and keep:
         states.append({name: tensor[:, :, :keep] for name, tensor in before.originals.of(index).items()})
@@ -129,12 +129,12 @@ def _state(
 
 
 def _unwritten(layer: StreamingLayer, stop: int) -> SlotState:
-    """Return what the slots before `stop` store that cannot be written from originals to the bit."""
+    """Return the content of the slots before `stop` that cannot be written from originals to the bit."""
     return read_slots(layer, layer.written, stop) if layer.written < stop else {}
 
 
 def _rotated(layer: StreamingLayer, state: SlotState) -> SlotState:
-    """Return the part of a state that a change of positions changes."""
+    """Return the part of a state that depends on positions."""
     if layer.rotation.values is not None:
         return state
     return {name: tensor for name, tensor in state.items() if not name.startswith("value")}

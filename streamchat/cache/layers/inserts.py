@@ -1,4 +1,4 @@
-"""Puts evicted tokens back into the layers, among the others, without a forward pass; and removes them again."""
+"""Inserts evicted tokens into the layers without a forward pass, and removes them again."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def unrotated(
 
     Args:
         layers: The layers that they were evicted from.
-        slots: What their slots stored.
-        originals: The originals of the first of them, if they had been moved before.
+        slots: The content of their slots.
+        originals: The originals of the first tokens, if these had been moved before.
         position: Absolute position of the first one.
     """
     pairs: list[list[Tensor | None]] = [[None, None] for _ in layers]
@@ -56,7 +56,7 @@ def unrotated(
 def _undone(
     layers: Sequence[StreamingLayer], part: int, indices: tuple[int, ...], stack: Tensor, position: int
 ) -> list[tuple[int, Tensor]]:
-    """Return (layer, unrotated tensor) of a stack; layers that rotate alike are rotated back at once."""
+    """Return (layer, unrotated tensor) for the layers of a stack; those that rotate alike are rotated back at once."""
     groups: dict[TensorRotation | None, list[int]] = {}
     for at, i in enumerate(indices):
         both = layers[i].rotation
@@ -72,15 +72,15 @@ def _undone(
 
 
 def save_insert(layers: Sequence[StreamingLayer], at: int) -> StateBefore:
-    """Return what inserting slots at slot `at` loses: the contents of the slots before, which move."""
+    """Save what an insertion at slot `at` overwrites: the content of the slots before it, which move."""
     return save_cut(layers, at, 0, at)
 
 
 def insert_originals(layers: Sequence[StreamingLayer], at: int, originals: Sequence[Originals]) -> None:
-    """Insert tokens before slot `at` of each layer. O(the tokens and those before them): the window is not touched.
+    """Insert tokens before slot `at` of each layer. O(inserted tokens and those before them); later slots do not move.
 
     Args:
-        layers: All layers; the positions before their first one leave room for the tokens.
+        layers: All layers. The position of their first slot must be at least the number of tokens.
         at: The slot of the first token.
         originals: The tokens' originals, per layer.
     """
@@ -101,11 +101,11 @@ def undo_insert(layers: Sequence[StreamingLayer], before: StateBefore, at: int, 
     """Remove `count` inserted slots from slot `at` on.
 
     Args:
-        layers: In the state after the insertion, or with newest slots removed since.
-        before: The state of `save_insert`.
+        layers: The layers after the insertion; their newest slots may have been removed since.
+        before: The result of `save_insert`.
         at: The first inserted slot.
         count: The number of inserted slots.
-        keep: How many of them are still there; the others were newer than a token that was removed since.
+        keep: Number of inserted slots that still exist; the others were newer than a token that was removed since.
     """
     for i, layer in enumerate(layers):
         if layer.storage is None:

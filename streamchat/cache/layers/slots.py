@@ -1,6 +1,6 @@
-"""Reads, writes, inserts and removes single slots of a layer, with everything that the layer stores for them.
+"""Reads and writes single slots of a layer, with everything that the layer stores for them.
 
-What a slot stores is a dict of tensors, (batch, heads, slots, ...) each, so that callers copy it without knowing it.
+The content of slots is a dict of tensors, (batch, heads, slots, ...) each, which callers copy without interpreting it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from streamchat.cache.layers.layer import StreamingLayer
 SCALES = {"keys": "key_scales", "values": "value_scales"}
 """Name of the codes in a state -> name of their scales."""
 SlotState = dict[str, Tensor]
-"""What some slots of a layer store, by name; dimension 2 counts the slots."""
+"""The content of some slots of a layer, by name; dimension 2 is that of the slots."""
 ORIGINAL = "original_"
 """Start of the names of the unrotated float32 copies, which only slots at the front have."""
 
 
 def read_slots(layer: StreamingLayer, first: int, stop: int) -> SlotState:
-    """Return views of what slots `[first, stop)` store: `keys` and `values`, and their scales if these are codes."""
+    """Return views of the content of slots `[first, stop)`: `keys` and `values`, and scales if these are codes."""
     assert layer.storage is not None
     return layer.storage.raw(layer.start + first, stop - first)
 
 
 def write_slots(layer: StreamingLayer, first: int, state: Mapping[str, Tensor]) -> None:
-    """Write a `read_slots` of the same layer to the slots from `first` on, to the bit."""
+    """Write the result of a `read_slots` of the same layer to the slots from `first` on, to the bit."""
     count = next(iter(state.values())).shape[2] if state else 0
     for name, views in read_slots(layer, first, first + count).items():
         if name in state:
@@ -37,7 +37,7 @@ def write_slots(layer: StreamingLayer, first: int, state: Mapping[str, Tensor]) 
 
 
 def read_originals(layer: StreamingLayer, first: int, stop: int) -> SlotState:
-    """Return views of the originals of slots `[first, stop)`, or of those at the front that have some; {} for none."""
+    """Return views of the originals of slots `[first, stop)`, as far as these have some; {} if none has."""
     known = originals_count(layer)
     if known <= first:
         return {}
@@ -69,9 +69,9 @@ def originals_of(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def open_front(layer: StreamingLayer, count: int) -> None:
-    """Make `count` free slots before the first one, moving the used ones in memory if there are fewer.
+    """Make sure that there are `count` free slots before the first used one; move the used ones in memory if needed.
 
-    The caller moves `layer.start` and writes them.
+    The caller then lowers `layer.start` and writes the slots.
     """
     if layer.start >= count or layer.storage is None:
         return
@@ -86,10 +86,10 @@ def open_front(layer: StreamingLayer, count: int) -> None:
 
 @dataclass(frozen=True)
 class CopiedStates:
-    """Copies of one state per layer, in main memory. Tensors of one shape are stacked: there are dozens of layers."""
+    """Copies of one state per layer, in main memory. Tensors of layers with the same shape are stacked."""
 
     stacks: tuple[tuple[str, tuple[int, ...], Tensor], ...] = ()
-    """Name, the layers that have it, and their tensors along dimension 0."""
+    """(name, layers that have it, their tensors stacked along dimension 0)."""
 
     def __bool__(self) -> bool:
         return bool(self.stacks)
@@ -116,7 +116,7 @@ def states_in(slots: CopiedStates) -> list[tuple[str, tuple[int, ...], Tensor]]:
 
 
 def copied(states: Sequence[SlotState]) -> CopiedStates:
-    """Return copies of one state per layer, made with few operations."""
+    """Return copies of one state per layer, with few operations."""
     groups: dict[tuple[object, ...], tuple[list[int], list[Tensor]]] = {}
     for i, state in enumerate(states):
         for name, tensor in state.items():

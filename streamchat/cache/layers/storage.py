@@ -1,7 +1,7 @@
-"""Where a layer keeps the keys and values of its slots.
+"""The storage for the keys and values of a layer's slots: numbers in one dtype, or codes with scales.
 
-Whoever moves raw slots (checkpoints, evicted tokens) uses a dict of tensors, one per part: `keys` and `values`, each
-(batch, num_kv_heads, slots, ...).
+Checkpoints and evicted tokens copy raw slots: a dict with one tensor per part, `keys`, `values`, and for codes their
+scales, each (batch, num_kv_heads, slots, ...).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Raw = dict[str, Tensor]
 
 
 class TensorStorage(ABC):
-    """One tensor of a layer, keys or values, of all slots."""
+    """The keys or the values of all slots of a layer."""
 
     @property
     @abstractmethod
@@ -41,7 +41,7 @@ class TensorStorage(ABC):
 
     @abstractmethod
     def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
-        """Store raw slots, exactly if they are of this format."""
+        """Store raw slots: exactly if they have this format, else converted."""
 
     @abstractmethod
     def select(self, pick: Callable[[Tensor], Tensor]) -> None:
@@ -108,7 +108,7 @@ class NumberStorage(TensorStorage):
 
 
 class CodeStorage(TensorStorage):
-    """One tensor of a layer, keys or values, as codes and scales.
+    """The keys or the values of all slots of a layer, as codes and scales.
 
     Args:
         like: States (batch, num_kv_heads, any, head_dim); their device is used.
@@ -144,7 +144,7 @@ class CodeStorage(TensorStorage):
         return dequantize(self.codes.narrow(2, first, count), self.scales.narrow(2, first, count))
 
     def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
-        """Store raw slots: exactly those of this format, else quantized again."""
+        """Store raw slots: exactly if they have this format, else quantized again."""
         if "scales" not in raw or raw[""].dtype != self.codes.dtype:
             return self.write(first, states_of(raw).to(self.codes.device))
         for name, part in self.parts.items():
@@ -178,7 +178,7 @@ class LayerStorage:
 
     @property
     def batch(self) -> int:
-        """Rows of the batch."""
+        """Number of rows of the batch."""
         return self.keys.parts[""].shape[0]
 
     @property
@@ -260,6 +260,6 @@ def new_storage(keys: Tensor, values: Tensor, slots: int, dtype: torch.dtype) ->
 
 
 def states_like(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return no keys and no values, (batch, num_kv_heads, 0, head_dim), as the states of these raw slots are."""
+    """Return empty keys and values, (batch, num_kv_heads, 0, head_dim), of the shapes of these raw slots."""
     none = {name: part[:, :, :0] for name, part in raw.items()}
     return states_of(_unnamed("key", none)), states_of(_unnamed("value", none))

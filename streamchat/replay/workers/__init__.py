@@ -1,1 +1,1 @@
-"""A run of many conversations over worker processes, on this machine or on a Ray cluster."""
+"""Runs many conversations in worker processes, on this machine or on a Ray cluster."""

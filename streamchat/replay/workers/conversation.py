@@ -1,4 +1,4 @@
-"""Runs conversations in a worker process, one after the other, on one loaded model."""
+"""Runs conversations in a worker process, one after the other, with one loaded model."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:  # torch is imported on the engine's thread only
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What is the same for all conversations of a run."""
+    """What all conversations of a run have in common."""
 
     configuration: Configuration
     folder: Path
     """Folder of the run."""
     mark: str
-    """Content of its file `MARK`: whoever reads it there sees the folder of this run, not one of the same name."""
+    """Content of its file `MARK`. A worker that reads it sees this folder, not another one of the same name."""
     drift: float
     threads: int
-    """Threads of PyTorch in each worker; 0 = its own choice."""
+    """Threads of PyTorch in each worker; 0 = PyTorch's default."""
 
 
 def with_absolute_paths(configuration: Configuration) -> Configuration:
-    """Return the configuration for processes with another current folder."""
+    """Return the configuration with absolute paths, for processes with another current folder."""
     settings = configuration.settings
     found = {name: user_path(getattr(settings, name)) for name in ("model", "adapter") if getattr(settings, name)}
     absolute: dict[str, Any] = {name: str(path.absolute()) for name, path in found.items() if os.path.exists(path)}
@@ -49,15 +49,15 @@ def with_absolute_paths(configuration: Configuration) -> Configuration:
 
 
 MARK = "run-id"
-"""File of the run's folder by which a worker recognizes it."""
+"""File by which a worker recognizes the run's folder."""
 
 
 class ConversationRunner:
     """Runs jobs. `stop` may be called from any thread.
 
     Args:
-        plan: What is the same for all jobs.
-        load: Loads the model, once.
+        plan: What all jobs have in common.
+        load: Loads the model. Called once.
     """
 
     def __init__(self, plan: WorkerPlan, load: Load = load_from_settings) -> None:
@@ -68,7 +68,7 @@ class ConversationRunner:
         self._running: CheckedRun | None = None
 
     def stop(self) -> None:
-        """Let the running conversation stop after its turn, and start no other one."""
+        """Stop the running conversation after its current turn, and start no other one."""
         self._stopped.set()
         if (running := self._running) is not None:
             running.run.stop.set()
@@ -96,7 +96,7 @@ class ConversationRunner:
             send(JobDone({}, None, f"unexpected {describe_unexpected(error)}", ExitCode.FAILURE))
 
     def _sees_folder(self) -> bool:
-        """Whether this machine sees the folder of the run; else a lost conversation starts again."""
+        """Return whether this machine sees the folder of the run. If not, a lost conversation starts again."""
         try:
             return (self._plan.folder / MARK).read_text(encoding="utf-8") == self._plan.mark
         except (OSError, ValueError):

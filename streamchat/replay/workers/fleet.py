@@ -1,4 +1,4 @@
-"""Runs all conversations on workers: assigns jobs, starts lost workers again, and collects what they answer."""
+"""Runs all conversations on workers: assigns jobs, replaces lost workers, and collects the messages."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Worker(Protocol):
         ...
 
     def stop(self) -> None:
-        """Let the running job stop after its turn."""
+        """Stop the running job after its current turn."""
         ...
 
     def receive(self) -> Message:
-        """Return the next message of a worker that has one.
+        """Return the next message of the worker, which must have one.
 
         Raises:
             WorkerLost: The worker has ended.
@@ -50,7 +50,7 @@ W = TypeVar("W", bound=Worker)
 
 @dataclass
 class Outcome:
-    """What is known of one conversation."""
+    """The state of one conversation."""
 
     job: Job
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Outcome:
     done: JobDone | None = None
     """How it ended; None if it has not."""
     lost: int = 0
-    """Workers that it lost."""
+    """Number of workers that it lost."""
 
 
 class Fleet(Generic[W]):
@@ -67,9 +67,9 @@ class Fleet(Generic[W]):
     Args:
         jobs: The conversations.
         start_worker: Starts a worker.
-        wait: Returns those of its workers that have a message, after at most some seconds.
-        on_turn: Called once for each turn, with its row and whether an earlier run has replayed it.
-        on_message: Called with a sentence about violations and lost workers.
+        wait: Returns the given workers that have a message, after at most the given seconds.
+        on_turn: Called once for each turn, with its row and whether it was replayed in an earlier run.
+        on_message: Called with sentences about violations and lost workers.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Fleet(Generic[W]):
     ) -> None:
         self.outcomes = [Outcome(job) for job in jobs]
         self.stop = threading.Event()
-        """If set, no further turn starts."""
+        """If it is set, no further turn starts."""
         self.interrupted = False
-        """Whether the user stopped it."""
+        """Whether the user stopped the run."""
         self.failure: JobDone | None = None
-        """The first conversation that could not start: then no other one is tried."""
+        """The end of the first conversation that could not start; no other one is then tried."""
         self._waiting = deque(self.outcomes)
         self._start_worker, self._wait = start_worker, wait
         self._on_turn, self._on_message = on_turn, on_message
@@ -95,11 +95,11 @@ class Fleet(Generic[W]):
         self._seen: dict[int, int] = {}
 
     def run(self, workers: int, time_limit_s: float | None = None) -> None:
-        """Run everything on at most `workers` workers; end them all at the end, whatever happens.
+        """Run all jobs on at most `workers` workers. All workers are ended at the end, also after an error.
 
         Args:
             workers: Number of workers.
-            time_limit_s: No turn starts later than this many seconds after now; None = no limit.
+            time_limit_s: Seconds from now after which no turn starts; None = no limit.
         """
         timer = None if time_limit_s is None else threading.Timer(time_limit_s, self.stop.set)
         if timer is not None:

@@ -1,4 +1,4 @@
-"""What a worker gets: one conversation, from its start to its end."""
+"""The jobs of workers: each is one conversation, from its start to its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Job:
     number: int
     """Number in the run, from 1."""
     steps: tuple[Step, ...]
-    """Its turns; their indices count over the whole run."""
+    """Its turns, whose indices count over the whole run."""
     folder: str
     """Name of its folder, below `FOLDERS`."""
 
@@ -39,7 +39,7 @@ class Jobs:
 
 
 def jobs_of(scripts: Sequence[Script], *, teacher_forced: bool, repeat: int, max_turns: int | None) -> list[Job]:
-    """Return one job for each script, without the turns from number `max_turns` of the run on."""
+    """Return one job for each script, with the first `max_turns` turns of the run in all."""
     jobs: list[Job] = []
     index = 0
     for script in scripts:
@@ -72,8 +72,8 @@ def read_jobs(
         wanted: Their format.
         fresh: Start a new conversation for every record.
         teacher_forced: Feed the replies of the script.
-        repeat: Passes over each conversation; with `fresh`, each pass has conversations of its own.
-        max_turns: Turns of the run; None for all.
+        repeat: Passes over each conversation; with `fresh`, each pass starts new conversations.
+        max_turns: Maximum number of turns of the run; None for all.
 
     Raises:
         ConfigError: A file cannot be read.

@@ -20,7 +20,7 @@ class LocalWorker:
     """A process that runs one job at a time.
 
     Args:
-        plan: What is the same for all jobs.
+        plan: What all jobs have in common.
     """
 
     def __init__(self, plan: WorkerPlan) -> None:
@@ -37,7 +37,7 @@ class LocalWorker:
         self._send(job)
 
     def stop(self) -> None:
-        """Let the running job stop after its turn."""
+        """Stop the running job after its current turn."""
         self._send(None)
 
     def _send(self, command: Job | None) -> None:
@@ -69,13 +69,13 @@ class LocalWorker:
 
 
 def wait_for_local(workers: Sequence[LocalWorker], timeout_s: float) -> list[LocalWorker]:
-    """Return the workers with a message, or that have ended; none after `timeout_s` seconds."""
+    """Wait for workers that have a message or have ended, and return them; none after `timeout_s` seconds."""
     ready = wait([worker.connection for worker in workers], timeout_s)
     return [worker for worker in workers if worker.connection in ready]
 
 
 def _serve(connection: Connection, plan: WorkerPlan) -> None:
-    """Run the jobs that arrive, in a thread each, so that a stop is read at any time."""
+    """Run the jobs that arrive, each in a thread, so that a stop can be received at any time."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches every process of the terminal; the parent decides
     child_processes.end_with_parent()
     runner = ConversationRunner(plan)

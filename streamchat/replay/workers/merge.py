@@ -1,4 +1,4 @@
-"""One report of a run on workers."""
+"""Merges the results of workers into one report."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def totals_of(outcomes: Sequence[Outcome]) -> Totals:
 
 
 def invariants_of(outcomes: Sequence[Outcome], drift: float) -> list[Invariant]:
-    """Return the verdicts over all conversations; the details are those of the first violation, and the last figures.
+    """Return the verdicts over all conversations, with the details of the first violation and the latest figures.
 
     Args:
         outcomes: The conversations.
-        drift: Allowed growth of times over the window, as a share.
+        drift: Maximum growth of times over the window, as a fraction.
     """
     merged = all_invariants(drift)
     for outcome in outcomes:

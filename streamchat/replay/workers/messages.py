@@ -1,4 +1,4 @@
-"""What a worker answers, in this order for a conversation: turns and violations, then how it ended."""
+"""The messages of a worker about a conversation: turns and violations, then how it ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TurnDone:
     row: dict[str, Any]
     """Its line of turns.jsonl."""
     is_known: bool = False
-    """Whether it was replayed before this job was started, for example by a worker that was lost."""
+    """Whether it was replayed before this job, for example by a lost worker."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from streamchat.replay.workers.messages import Message, WorkerLost
 
 @contextmanager
 def cluster(address: str, workers: int | None) -> Iterator[int]:
-    """Connect to a Ray cluster for the length of the block; give the number of workers to start.
+    """Context manager: connect to a Ray cluster; yields the number of workers to start.
 
     Args:
-        address: Address of the cluster for `ray.init`; 'local' starts one on this machine.
-        workers: The number of workers that the user wants; None for the CPUs of the cluster.
+        address: Address of the cluster for `ray.init`; 'local' starts a cluster on this machine.
+        workers: The number of workers that the user requested; None for one per CPU of the cluster.
 
     Raises:
         ConfigError: Ray is not installed, or the cluster cannot be reached.
@@ -49,7 +49,7 @@ class RayWorker:
     """An actor that runs one job at a time. It needs a connection to a cluster.
 
     Args:
-        plan: What is the same for all jobs.
+        plan: What all jobs have in common.
     """
 
     def __init__(self, plan: WorkerPlan) -> None:
@@ -64,12 +64,12 @@ class RayWorker:
         self._stream = self._actor.run.options(num_returns="streaming").remote(job)
 
     def stop(self) -> None:
-        """Let the running job stop after its turn."""
+        """Stop the running job after its current turn."""
         self._actor.stop.remote()
 
     @property
     def stream(self) -> Any:
-        """The references of the running job's messages."""
+        """References to the messages of the running job."""
         return self._stream
 
     def receive(self) -> Message:
@@ -93,7 +93,7 @@ class RayWorker:
 
 
 def wait_for_actors(workers: Sequence[RayWorker], timeout_s: float) -> list[RayWorker]:
-    """Return the workers with a message, or that have ended; none after `timeout_s` seconds."""
+    """Wait for workers that have a message or have ended, and return them; none after `timeout_s` seconds."""
     import ray
 
     streams = {worker.stream: worker for worker in workers}

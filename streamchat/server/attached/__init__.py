@@ -1,1 +1,1 @@
-"""Front ends of other processes on the server's sessions: `streamchat attach`."""
+"""Lets front ends in other processes use the server's sessions: `streamchat attach`."""

@@ -1,4 +1,4 @@
-"""The front ends that the server knows, also while their connection is lost."""
+"""The front ends that the server knows, including those that have lost their connection."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Link(Protocol):
         ...
 
     def wake(self) -> None:
-        """Look for something to send, or to do."""
+        """Check for requests to start and messages to send."""
         ...
 
     def end(self) -> None:
@@ -48,17 +48,17 @@ class Link(Protocol):
 
 @dataclass(eq=False)
 class Client:
-    """One front end. Used on the event loop's thread, if nothing else is said.
+    """One front end. Used on the event loop's thread only.
 
     Args:
-        id: Its own choice, so that it is recognized after a lost connection.
+        id: An id that the front end chose, by which it is recognized after a lost connection.
         sessions: All shared sessions.
     """
 
     id: str
     sessions: SharedSessions
     shared: SharedSession | None = None
-    """The session that it looks at."""
+    """The session that it is attached to."""
     received: int = 0
     """Number of the newest request that was received."""
     unfinished: set[int] = field(default_factory=set)
@@ -69,7 +69,7 @@ class Client:
     private: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_PRIVATE))
 
     def take(self, number: int, request: Request) -> None:
-        """Carry out a request, if it did not arrive before."""
+        """Carry out a request, unless it arrived before."""
         if number <= self.received:
             return
         self.received = number
@@ -87,17 +87,17 @@ class Client:
             self.shared.send(Stop(), _Numbered(self, 0, self.shared))
 
     def is_at(self, log: str) -> bool:
-        """Return whether it looks at the session with this history."""
+        """Return whether it is attached to the session with this history."""
         return self.shared is not None and self.shared.history.id == log
 
     def place(self, placed: Placed) -> None:
-        """Show it a session."""
+        """Attach it to a session, and send the state."""
         self.shared, self.leaving = placed.shared, False
         if self.connection is not None:
             self.connection.show(placed)
 
     def stay(self, error: StreamchatError) -> None:
-        """Tell it why it stays where it is."""
+        """Report why it stays in its session."""
         self.leaving = False
         self._say(ev.Notice(str(error), "error"))
 
@@ -106,7 +106,7 @@ class Client:
         self.wake()
 
     def wake(self) -> None:
-        """Send what there is to send."""
+        """Let its connection send what is waiting."""
         if self.connection is not None:
             self.connection.wake()
 
@@ -136,14 +136,14 @@ class _Numbered:
 
 
 class Clients:
-    """All front ends that were connected lately. Used on the event loop's thread."""
+    """The front ends that were connected recently. Used on the event loop's thread only."""
 
     def __init__(self, sessions: SharedSessions) -> None:
         self._sessions = sessions
         self._clients: OrderedDict[str, Client] = OrderedDict()
 
     def get(self, id_: str) -> Client:
-        """Return the front end with this id, a new one if it is not known."""
+        """Return the front end with this id, or a new one if the id is unknown."""
         client = self._clients.setdefault(id_, Client(id_, self._sessions))
         self._clients.move_to_end(id_)
         for each in [each for each in self._clients.values() if each.connection is None and each is not client]:
@@ -153,5 +153,5 @@ class Clients:
         return client
 
     def connected(self) -> list[Client]:
-        """Return those that are connected."""
+        """Return the connected front ends."""
         return [client for client in list(self._clients.values()) if client.connection is not None]

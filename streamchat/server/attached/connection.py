@@ -1,4 +1,4 @@
-"""One connection of a front end: reads its requests, and sends what it has not seen, at its own pace."""
+"""One connection of a front end: reads its requests, and sends the messages that it has not seen, at its own pace."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ from streamchat.server.attached.sessions import Placed, Wish
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 32
-"""Requests of a session that wait; then those of its front ends wait in their connections, as many of each."""
+"""Maximum number of waiting requests per session. Beyond it, as many wait in the connection of each front end."""
 MAX_ERRORS = 16
-"""Messages that are not valid, after which a connection is closed."""
+"""Number of invalid messages after which a connection is closed."""
 POLICY, TRY_AGAIN = 1008, 1013
 """Codes of closed WebSockets."""
 
 
 class Connection:
-    """Connects one front end with its session. Used on the event loop's thread.
+    """Connects one front end with its session. Used on the event loop's thread only.
 
-    A session's events are kept once for all of its front ends, and each connection knows where it is: a slow one
-    does not delay others, needs no memory of its own, and gets the whole state again if it falls too far behind.
+    A session stores its events once for all of its front ends, and each connection stores its position among them. A
+    slow connection therefore neither delays others nor needs a queue; if it falls too far behind, it gets the whole
+    state again.
 
     Args:
         socket: The accepted WebSocket.
@@ -54,16 +55,16 @@ class Connection:
         self._news, self._has_room = asyncio.Event(), asyncio.Event()
         self._has_room.set()
         self._waiting: deque[Asked] = deque()
-        """Requests that are not received yet, as far as the front end knows."""
+        """Requests whose receipt is not confirmed to the front end yet."""
         self._is_placed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._placed: Placed | None = None
-        """A state that is not sent yet."""
+        """A state to send."""
         self._refusal: StreamchatError | None = None
         self._is_lost = False
-        """Whether the history does not reach back, and a state was asked for."""
+        """Whether missed events are no longer in the history, and a state was requested instead."""
         self._number = 0
-        """Of the latest event that was sent."""
+        """Number of the latest event that was sent."""
         self._acknowledged = -1
 
     async def run(self, hello: Hello, wish: Wish, log: str, after: int) -> None:
@@ -71,9 +72,9 @@ class Connection:
 
         Args:
             hello: The first message.
-            wish: The session that it wants, unless it is known from an earlier connection.
-            log: The history that it has seen; '' for none.
-            after: Number of the latest event that it has seen.
+            wish: The session that it wants; ignored if it is attached to one since an earlier connection.
+            log: Id of the history of the events that it has; '' for none.
+            after: Number of the latest event that it has.
         """
         client = self._client
         if client.connection is not None:
@@ -102,7 +103,7 @@ class Connection:
                 _log.error("a front end's connection failed", exc_info=result)
 
     def end(self) -> None:
-        """End the connection: the front end has a newer one."""
+        """End the connection, because the front end has a newer one."""
         for task in self._tasks:
             task.cancel()
 
@@ -112,7 +113,7 @@ class Connection:
         self.wake()
 
     def wake(self) -> None:
-        """Look for something to send."""
+        """Check for requests to start and messages to send."""
         self._start_waiting()
         self._news.set()
 
@@ -142,14 +143,14 @@ class Connection:
             await self._socket.close(POLICY, f"{MAX_ERRORS} messages were not valid")
 
     def _add(self, asked: Asked) -> None:
-        """Let a request wait for those before it; `Stop` takes effect at once."""
+        """Queue a request after those before it; `Stop` takes effect at once."""
         stops = isinstance(asked.request, Stop) and asked.number > self._client.received
         if stops:
             self._client.stop()
         self._waiting.append(asked)
 
     def _start_waiting(self) -> None:
-        """Carry out requests, unless the session has too many, or the front end is on its way to another one."""
+        """Start queued requests, unless the session has too many, or the front end is moving to another session."""
         client = self._client
         while (
             self._waiting
@@ -182,7 +183,7 @@ class Connection:
                 return
 
     def _next(self) -> list[str]:
-        """Return the next messages: private ones, a state, what was received, or events."""
+        """Return the next messages: private ones, a state, a confirmation of requests, or events."""
         client, texts = self._client, list(self._client.private)
         client.private.clear()
         if self._placed is not None:
@@ -221,7 +222,7 @@ class Connection:
 
 
 def _shared_settings(configuration: Configuration) -> tuple[dict[str, object], dict[str, str]]:
-    """Return the settings of a session that its front ends share, and their origins, as they are displayed."""
+    """Return the settings that the front ends of a session share, and their origins as displayed."""
     names = [name for name in setting_fields() if spec_of(name).section != "interface"]
     settings = {name: getattr(configuration.settings, name) for name in names}
     return settings, {name: configuration.origin(name) for name in names}

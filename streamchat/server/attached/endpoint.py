@@ -1,4 +1,4 @@
-"""The route of attached front ends, `/v1/attach`: who may connect, and what each connection asks for."""
+"""The route `/v1/attach`: checks who may connect, and which session each connection requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from streamchat.server.errors import ApiError
 from streamchat.server.model_thread import ModelThread
 
 MAX_CONNECTED = 64
-"""Front ends that are connected at a time."""
+"""Maximum number of connected front ends."""
 _CLIENT = re.compile(r"[0-9a-zA-Z]{8,64}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,15}", re.ASCII)
 
@@ -30,8 +30,8 @@ class AttachEndpoint:
 
     Args:
         model: The model's thread; the model is loaded.
-        sessions: The sessions that front ends look at.
-        access: Who may connect.
+        sessions: The sessions of the front ends.
+        access: Checks who may connect.
         max_request: Maximum length of a request, in bytes.
     """
 

@@ -1,4 +1,4 @@
-"""The events of one session, numbered, so that a front end that lost its connection misses none."""
+"""The numbered events of one session, so that a front end misses none if it loses its connection."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from streamchat.base import events as ev
 
 MAX_EVENTS = 4096
 MAX_CHARACTERS = 2_000_000
-"""Maximum length of the events that are kept; the newest one is always kept."""
+"""Maximum total length of the stored events; the newest one is always stored."""
 
 
 class EventHistory:
-    """Numbers events from 1 and keeps the newest. Used on the event loop's thread."""
+    """Numbers events from 1 and keeps the newest. Used on the event loop's thread only."""
 
     def __init__(self, max_events: int = MAX_EVENTS, max_characters: int = MAX_CHARACTERS) -> None:
         self.id = secrets.token_hex(8)
@@ -28,7 +28,7 @@ class EventHistory:
         self._sample: ev.StatusSampled | None = None
 
     def add(self, event: ev.Event) -> bool:
-        """Add an event; return False if it says nothing new, and was not added."""
+        """Add an event; return False if it has nothing new and was not added."""
         if isinstance(event, ev.StatusSampled):
             if (
                 not event.busy
@@ -46,7 +46,7 @@ class EventHistory:
         return True
 
     def reaches(self, after: int) -> bool:
-        """Return whether all events after this number are kept."""
+        """Return whether the history has all events after this number."""
         return self.last - len(self._texts) <= after <= self.last
 
     def after(self, number: int, count: int = 256) -> list[str]:

@@ -1,4 +1,4 @@
-"""What front ends may change in a session of a server."""
+"""Carries out what front ends request of a server's session, or refuses it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NewSession:
     """The front end wants to move to a new session."""
 
     system_prompt: str | None
-    """None for that of the session."""
+    """None for the system prompt of the session."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,22 @@ class OtherSession:
     """The front end wants to move to a saved session."""
 
     name: str
-    """Its id, or the start of it."""
+    """Its id, or the start of its id."""
 
 
 class SeatHost(LiveSettings):
     """Implements `RequestHost` for one request of one front end.
 
-    A front end that starts over, or resumes another session, leaves this one: others may look at it.
+    A front end that starts over, or resumes another session, moves to that session. This one is unchanged, since other
+    front ends may use it.
 
     Args:
         configuration: The settings of the session.
         active: Its conversation.
-        archive: Saves it.
+        archive: Saves the conversation.
         emit: Records and publishes an event.
-        advice: What the model's makers advise.
-        tell: Sends an event to the front end that asked.
+        advice: Sampling settings that the model's makers advise.
+        tell: Sends an event to the front end that sent the request.
     """
 
     def __init__(
@@ -87,5 +88,5 @@ class SeatHost(LiveSettings):
         self.wish = OtherSession(session)
 
     def switch_model(self, name: str) -> None:
-        """Refuse: other sessions use the model as well."""
+        """Refuse, because other sessions use the model as well."""
         self._tell(ev.Notice(KEPT_MODEL.format(name=name), "error"))

@@ -1,4 +1,4 @@
-"""A session that front ends look at: carries out their requests in order, and publishes its events."""
+"""A session with front ends: carries out their requests in order, and publishes its events."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ class Sender(Protocol):
     """A front end that sends requests. All methods are called on the model's thread."""
 
     def tell(self, event: ev.Event) -> None:
-        """Send it an event that is for it alone."""
+        """Send an event to this front end only."""
         ...
 
     def done(self, *, moves: bool) -> None:
-        """Note that the request has been carried out, after all of its events. `move` follows if it `moves`."""
+        """Note that the request was carried out, after all of its events. If it `moves`, a call of `move` follows."""
         ...
 
     def move(self, wish: NewSession | OtherSession) -> None:
-        """Let it leave this session for another one."""
+        """Move the front end to another session."""
         ...
 
 
 @dataclass(frozen=True)
 class SharedParts:
-    """What all shared sessions of a server use. For the model's thread."""
+    """What all shared sessions of a server use. Used on the model's thread."""
 
     scheduler: Scheduler
     claims: Claims
     live: LiveSessions
     known: KnownSessions
     advice: SamplingAdvice
-    """What the model's makers advise."""
+    """Sampling settings that the model's makers advise."""
     closing: Closing
     post: Callable[..., None]
     """(function, *arguments): calls the function on the event loop's thread, in order."""
 
 
 class Closing:
-    """Whether the server stops."""
+    """Whether the server is stopping."""
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
@@ -76,7 +76,7 @@ class SharedSession:
     Args:
         session: The session.
         configuration: Its settings.
-        parts: What all of them use.
+        parts: What all sessions use.
         changed: Called on the event loop's thread after the history has grown.
     """
 
@@ -85,7 +85,7 @@ class SharedSession:
     ) -> None:
         self.session, self.configuration, self._parts, self._changed = session, configuration, parts, changed
         self.history = EventHistory()
-        """For the event loop's thread."""
+        """Used on the event loop's thread."""
         self._jobs: deque[Job] = deque()
 
     @property
@@ -105,7 +105,7 @@ class SharedSession:
         self._parts.scheduler.submit(lambda: self._work(job, sender))
 
     def cancel_all(self) -> None:
-        """Stop all turns: the server stops."""
+        """Stop all turns, because the server is stopping."""
         for job in list(self._jobs):
             job.cancelled.set()
 
@@ -172,7 +172,7 @@ class SharedSession:
             self.publish(ev.Notice(message, "error"))
 
     def _seat(self) -> Seat:
-        """Return the seat of the session, which is restored there if it is not live."""
+        """Return the seat of the session; restore the session first if it has none."""
         session = self.session
         is_new = not (session.is_live or session.is_saved)
         is_lost = is_new and bool(session.keys)
@@ -194,11 +194,11 @@ class SharedSession:
     # --- the state of the session -----------------------------------------------------------------------------
 
     def describe(self) -> tuple[ev.Event, ...]:
-        """Return the events that show the session as it is; it is restored first if it is not live.
+        """Return the events that show the current session; restore it first if it has no seat.
 
         Raises:
             StreamchatError: It cannot be restored.
-            CallCancelledError: The server stops.
+            CallCancelledError: The server is stopping.
         """
         session, parts = self.session, self._parts
         parts.scheduler.wait(lambda: session.is_live or not session.is_busy)

@@ -1,4 +1,4 @@
-"""The sessions that front ends look at, and which of them a front end gets."""
+"""The sessions of the attached front ends, and the choice of a session for each front end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from streamchat.sessions.settings import resumed_configuration
 
 _log = logging.getLogger(__name__)
 MAX_IDLE = 16
-"""Sessions without a front end whose history is kept, for front ends that lost their connection."""
+"""Maximum number of histories of sessions without a front end; front ends that lost their connection need them."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ Wish = Newest | NewSession | OtherSession
 
 @dataclass(frozen=True)
 class Placed:
-    """The session of a front end, and what shows it."""
+    """The session of a front end, and the events that show it."""
 
     shared: SharedSession
     number: int
-    """Of the newest event before the state."""
+    """Number of the newest event before the state."""
     events: tuple[ev.Event, ...]
 
 
 class SharedSessions:
-    """All sessions that front ends look at. Methods without another note are for the event loop's thread.
+    """All sessions with front ends. Used on the event loop's thread, unless a method says otherwise.
 
     Args:
         model: The model's thread; the model is loaded.
@@ -54,14 +54,14 @@ class SharedSessions:
         self._closing = Closing()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shared: dict[KnownSession, SharedSession] = {}
-        """For the model's thread; in the order of their latest use."""
+        """In order of their latest use. Used on the model's thread."""
         self.is_viewed: Callable[[SharedSession], bool] = lambda shared: False
-        """Returns whether a front end is connected that looks at a session; called on the model's thread."""
+        """Returns whether a session has a connected front end; called on the model's thread."""
         self.wake: Callable[[SharedSession], None] = lambda shared: None
-        """Called after the history of a session has grown."""
+        """Called after an event was added to the history of a session."""
 
     def stop(self) -> None:
-        """Stop all turns of front ends; may be called from any thread, before the model's thread is stopped."""
+        """Stop all turns of front ends, before the model's thread is stopped. May be called from any thread."""
         self._closing.cancelled.set()
         for shared in list(self._shared.values()):
             shared.cancel_all()
@@ -84,11 +84,11 @@ class SharedSessions:
         placed: Callable[[Placed], None],
         refused: Callable[[StreamchatError], None],
     ) -> None:
-        """Find or start the session that a front end wants; then call one of the functions, on the loop's thread.
+        """Find or start the session that a front end wants, then call `placed` or `refused` on the event loop's thread.
 
         Args:
             wish: What it wants.
-            near: The session that it leaves; None for none.
+            near: The session that the front end leaves; None for none.
             placed: Called with the session.
             refused: Called with the reason why there is none.
         """
@@ -98,13 +98,13 @@ class SharedSessions:
     def describe(
         self, shared: SharedSession, placed: Callable[[Placed], None], refused: Callable[[StreamchatError], None]
     ) -> None:
-        """As `find`, for a session that is known."""
+        """Like `find`, for a known session."""
         self._model.scheduler.submit(lambda: self._place(lambda: shared, placed, refused))
 
     # --- the model's thread -----------------------------------------------------------------------------------
 
     def post(self, function: Callable[..., None], *arguments: object) -> None:
-        """Call a function on the event loop's thread, after those that were posted before it."""
+        """Call a function on the event loop's thread, after those posted before it."""
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: the server has stopped
                 self._loop.call_soon_threadsafe(function, *arguments)
@@ -160,7 +160,7 @@ class SharedSessions:
         return shared
 
     def _started(self, system_prompt: str | None, near: SharedSession | None) -> SharedSession:
-        """Return a new session, with the settings of the one that is left, if there is one."""
+        """Return a new session, with the settings of the session that the front end leaves, if any."""
         base = self._model.configuration if near is None else near.configuration
         if system_prompt is not None:
             base = replace(base, settings=replace(base.settings, system_prompt=system_prompt))
@@ -187,7 +187,7 @@ class SharedSessions:
             del self._shared[shared.session]
 
     def _configuration_of(self, session: KnownSession) -> Configuration:
-        """Return the settings of a session: those of the server, and those that the session was run with."""
+        """Return the settings of a session: the server's, with those saved with the session, as for a resume."""
         base, saved = self._model.configuration, self._model.saved
         if session.system is not None:
             base = replace(base, settings=replace(base.settings, system_prompt=session.system))

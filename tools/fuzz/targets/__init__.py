@@ -1,1 +1,1 @@
-"""One module for each thing that parses; each has a `TARGET`."""
+"""One module for each parser; each has a `TARGET`."""

@@ -1,4 +1,4 @@
-"""The bodies of the API: a request that is read, or an error in the shape that clients read."""
+"""The bodies of API requests: each is read, or refused with an error in the format that clients expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates: those that cannot be followed are replaced by plain lines, within limits on time and memory."""
+"""Chat templates: plain lines replace those that fail or exceed the limits on time and memory."""
 
 from __future__ import annotations
 

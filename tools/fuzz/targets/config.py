@@ -1,4 +1,4 @@
-"""A configuration file, with its keys, and what is written from it."""
+"""Configuration files, with keys, and what is written from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.fuzz.target import Target
 
 
 def run(data: bytes) -> None:
-    """Load it; what was loaded is written so that it means the same."""
+    """Load the file, write the loaded settings, and check that they mean the same."""
     path = Path("config.toml")
     path.write_bytes(data)
     loaded = loader.load(config_file=path, environ={})

@@ -1,4 +1,4 @@
-"""The file of the store: any bytes of it changed, and any column of it set to anything."""
+"""The database file: arbitrary bytes are changed, and arbitrary columns set to arbitrary values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def run(data: bytes) -> None:
-    """Do what reads a conversation."""
+    """Run everything that reads a conversation."""
     path = Path("store", "streamchat.db")
     shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.mkdir(mode=0o700)
@@ -56,7 +56,7 @@ def _file(data: bytes) -> bytes:
 
 
 def _changes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield place and byte: three bytes for the place, one for the value."""
+    """Yield (offset, byte) changes: three bytes of the input for the offset, one for the byte."""
     for at in range(0, len(data) - 3, 4):
         yield int.from_bytes(data[at : at + 3], "big"), data[at + 3]
 
@@ -83,7 +83,7 @@ def _set_column(path: Path, data: bytes) -> None:
 
 @cache
 def database() -> bytes:
-    """Return the file of a store with one session; made once, as its migrations take long."""
+    """Return a database file with one session. It is made once, because its migrations are slow."""
     path = Path("made", "streamchat.db")
     mark = CacheMark(((0, 4),), ((0, 1),), (0,), 0)
     now = time.time()

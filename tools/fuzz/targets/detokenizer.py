@@ -1,4 +1,4 @@
-"""Ids as text, one at a time: what the pieces say together is what the ids say."""
+"""Detokenizing one id at a time: the joined pieces equal the text of all ids."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def run(data: bytes) -> None:
 
 
 def seeds() -> dict[str, bytes]:
-    """A file with values of several types, and a cut one."""
+    """A file with values of several types, and a truncated one."""
     whole = gguf_file("smollm")
     return {"whole": whole, "cut": whole[:90], "magic": b"GGUF\3\0\0\0"}
 

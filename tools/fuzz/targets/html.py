@@ -1,4 +1,4 @@
-"""Messages in an export as HTML and Markdown: they stay text, whatever is in them."""
+"""Messages in exports as HTML and Markdown: any content remains text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes from a terminal: keys, pastes, answers of the terminal, for the app and for the prompt."""
+"""Bytes from a terminal (keys, pastes, answers of the terminal) to the app and the prompt."""
 
 from __future__ import annotations
 

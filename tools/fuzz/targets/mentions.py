@@ -1,4 +1,4 @@
-"""Files that a message mentions: the text of files that exist, one sentence, or the message as it was typed."""
+"""Files that a message mentions: their text is attached, or one sentence says why not, or the message is unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text of a model on a terminal: no control sequence gets through, in pieces or at once."""
+"""Text of a model on a terminal: no control sequence gets through, whether the text arrives at once or in pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is typed after a slash: an answer comes, and no command reaches the model."""
+"""Slash commands: each gets an answer, and no command reaches the model."""
 
 from __future__ import annotations
 

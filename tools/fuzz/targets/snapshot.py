@@ -1,4 +1,4 @@
-"""Snapshots of a cache: damaged files, and files whose facts are anything at all although their checksum is right."""
+"""Snapshots of a cache: damaged files, and files with arbitrary metadata and a valid checksum."""
 
 from __future__ import annotations
 

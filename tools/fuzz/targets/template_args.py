@@ -1,4 +1,4 @@
-"""Arguments for chat templates, as a flag, a variable or `/set` gives them."""
+"""Arguments for chat templates, from a flag, an environment variable, or `/set`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests and events that another process wrote."""
+"""Requests and events from another process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READERS: tuple[Callable[[bytes | str], Any], ...] = (request_from_json, event_fr
 
 
 def run(data: bytes) -> None:
-    """Read it as both; what was read is written and read again."""
+    """Read the input as both; write what was read, and read it again."""
     refusal: WireError | None = None
     for read in READERS:
         try:
