@@ -15,6 +15,7 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.history import CacheHistory
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.layers.codes import INT4
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import StreamingCache
 from tests.support.families import FAMILIES, SERVED, text
@@ -26,9 +27,12 @@ STATES = {"jamba", *(family.name for family in HYBRID)}
 CUT = [name for name in SERVED if FAMILIES[name].served != "recompute" and name not in STATES]
 
 
+DTYPES = {"native": None, "int8": torch.int8, "int4": INT4}
+
+
 def families() -> list[Any]:
     marks = {True: pytest.mark.smoke, False: pytest.mark.slow}
-    return [pytest.param(name, marks=marks[name in SMOKE]) for name in CUT]
+    return [pytest.param(name, kv, marks=marks[name in SMOKE]) for name in CUT for kv in DTYPES]
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,10 @@ class Moment:
 class Stream:
     """Feeds random chunks, and evicts as turns, pins and rebases make it."""
 
-    def __init__(self, it: Subject, policy: str, seed: int) -> None:
+    def __init__(self, it: Subject, policy: str, seed: int, dtype: torch.dtype | None = None) -> None:
+        options = EvictionOptions(policy=policy)
         self.cache = make_cache(
-            it.model, it.fit, cache_size=BUDGET, num_sink_tokens=SINKS, options=EvictionOptions(policy=policy)
+            it.model, it.fit, cache_size=BUDGET, num_sink_tokens=SINKS, dtype=dtype, options=options
         )
         self.cache.history = self.history = CacheHistory(self.cache)
         self.model, self.random = it.model, random.Random(seed)
@@ -89,11 +94,11 @@ class Stream:
         self.history.undo_to(moment.mark, moment.stop)
 
 
-@pytest.mark.parametrize("name", families())
-def test_each_of_the_last_turns_is_restored_to_the_bit(name: str) -> None:
+@pytest.mark.parametrize(("name", "kv"), families())
+def test_each_of_the_last_turns_is_restored_to_the_bit(name: str, kv: str) -> None:
     it = subject(name, FAMILIES[name].attentions[0])
     for policy, seed in (("oldest-tokens", 1), ("key-diversity", 2)):
-        stream = Stream(it, policy, seed)
+        stream = Stream(it, policy, seed, DTYPES[kv])
         if it.fit.method != "no positions":
             stream.cache.position_limit = min(stream.cache.position_limit, 2 * BUDGET)
         for _ in range(24):
