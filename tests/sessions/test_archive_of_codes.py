@@ -99,8 +99,6 @@ def test_undo_and_page_in_and_resume_with_codes(database: Path, kv: str, archive
         assert {2, 3} <= cached_turns(chat)
 
 
-
-
 def test_a_store_that_opens_later_archives_from_then_on(database: Path) -> None:
     database.parent.write_text("in the way")
     with running(store=database) as chat:
