@@ -13,9 +13,10 @@ from torch import Tensor
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.options import EvictionOptions
-from streamchat.cache.history import CacheHistory
+from streamchat.cache.history import CacheHistory, evicted_by
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.layers.codes import INT4
+from streamchat.cache.paging import missing_runs, page_in
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import StreamingCache
 from tests.support.families import FAMILIES, SERVED, text
@@ -89,6 +90,20 @@ class Stream:
             self.cache.pins = ()
             self.cache.pin(first, first + 4)
 
+    def page_in(self) -> int:
+        """Put some evicted tokens back among the others, and pin them sometimes; return how many."""
+        kept = [tokens for step in self.history.since(0) if (tokens := evicted_by(step)) is not None]
+        missing = missing_runs(self.cache, [run for tokens in kept for run in tokens.runs])
+        if not missing:
+            return 0
+        first, stop = self.random.choice(missing)
+        stop = min(stop, first + self.random.randint(1, 6))
+        self.cache.pins = ()
+        if self.random.random() < 0.5:
+            self.cache.pin(first, stop)
+        self.cache.make_room(stop - first)
+        return page_in(self.cache, kept, [(first, stop)])
+
     def undo(self, moment: Moment) -> None:
         self.cache.crop_from(moment.stop)
         self.history.undo_to(moment.mark, moment.stop)
@@ -111,6 +126,24 @@ def test_each_of_the_last_turns_is_restored_to_the_bit(name: str, kv: str) -> No
             del pending[pending.index(moment) :]
             stream.undo(moment)
             moment.must_be(stream.cache)
+
+
+@pytest.mark.parametrize(("name", "kv"), families())
+def test_turns_between_which_tokens_were_paged_in_are_restored_to_the_bit(name: str, kv: str) -> None:
+    it = subject(name, FAMILIES[name].attentions[0])
+    stream, paged = Stream(it, "oldest-tokens", 7, DTYPES[kv]), 0
+    if it.fit.method != "no positions":
+        stream.cache.position_limit = min(stream.cache.position_limit, 2 * BUDGET)
+    for _ in range(30):
+        stream.turn()
+        paged += stream.page_in() if stream.random.random() < 0.7 else 0
+    assert paged > 40
+    pending = stream.moments[1:]
+    while pending:
+        moment = pending[-min(len(pending), stream.random.choice([1, 1, 2, 5]))]
+        del pending[pending.index(moment) :]
+        stream.undo(moment)
+        moment.must_be(stream.cache)
 
 
 def test_an_undone_stream_continues_as_if_nothing_had_been_undone() -> None:

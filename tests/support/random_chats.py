@@ -21,11 +21,11 @@ from streamchat.base import requests as rq
 from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint
 from streamchat.cache.dtype import set_cache_dtype
-from streamchat.models.kv_choice import DTYPES
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.engine.jobs import JobQueue
 from streamchat.engine.owner import Owner
+from streamchat.models.kv_choice import DTYPES
 from streamchat.models.load import LoadedModel
 from streamchat.sessions import recorder
 from streamchat.store.store import Store
@@ -34,7 +34,6 @@ from tests.support.chat_oracle import TOLERANCE, Oracle, Tokens, indices, ledger
 from tests.support.random_plans import Plan, Step
 from tests.support.tiny import tiny_model
 from tests.support.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
-
 
 TOLERANCES = {"": TOLERANCE, "int8": 0.25, "int4": None}
 """Largest difference of a logit, by how keys and values are stored; None if nothing can be said."""
