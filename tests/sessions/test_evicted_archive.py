@@ -44,6 +44,12 @@ def keep(chat: Watched, turn: int) -> None:
     chat.engine.send(Quote("quoted text", "I see.", pin=True, turn=turn))
 
 
+def wait_for_writer(chat: Watched) -> None:
+    """Until all that was evicted is on the disk."""
+    archive: Any = chat.engine._owner.archive
+    assert archive._evicted._writer.drain(60)
+
+
 def session_of(database: Path) -> str:
     with Store(database) as store:
         return store.find("last").id
@@ -123,6 +129,8 @@ def test_the_setting_decides_what_is_archived(database: Path, setting: str) -> N
     with running(store=database, archive=setting) as chat:
         talk(chat)
         kept = chat.conversation.find_evicted([(0, 60)])
+        if setting != "off":
+            wait_for_writer(chat)
         with Store(database) as store:
             pages = store.evicted.pages(store.find("last").id)
     assert {page.kind for page, _ in pages} == ({"int8"} if setting == "int8" else set())
@@ -141,7 +149,7 @@ def test_a_hidden_turn_and_a_turn_that_is_rolled_back_leave_nothing(database: Pa
 
 
 def _rows(database: Path, chat: Watched) -> list[Any]:
-    chat.conversation.find_evicted([(0, 1)])  # waits for the writer
+    wait_for_writer(chat)
     with sqlite3.connect(database) as connection:
         return connection.execute("SELECT turn, runs FROM evicted").fetchall()
 
@@ -222,7 +230,7 @@ def test_the_limit_of_a_session_is_told_once(database: Path, monkeypatch: pytest
     monkeypatch.setattr("streamchat.sessions.evicted_archive.MEGABYTE", 20_000)
     with running(store=database, archive_session_mb=1) as chat:
         talk(chat, 20)
-        chat.conversation.find_evicted([(0, 1)])
+        wait_for_writer(chat)
         talk(chat, 1)
         told = [notice.text for notice in chat.of(ev.Notice) if "archive of this conversation" in notice.text]
         assert len(told) == 1
