@@ -146,6 +146,12 @@ def test_a_hidden_turn_and_a_turn_that_is_rolled_back_leave_nothing(database: Pa
             chat.conversation.run_turn("hidden " * 8, lambda: False)
             chat.conversation.undo()
         assert _rows(database, chat) == before
+        chat.turn("what comes next")
+    with Store(database) as store:
+        session = store.find("last").id
+        archived = [i for page, _ in store.evicted.pages(session) for run in page.runs for i in range(*run)]
+        evicted = [i for event in store.load(session).evictions for run in event.runs for i in range(*run)]
+    assert sorted(archived) == sorted(evicted)
 
 
 def _rows(database: Path, chat: Watched) -> list[Any]:
