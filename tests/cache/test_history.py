@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import streamchat.cache.history as histories
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.options import EvictionOptions
@@ -187,6 +188,24 @@ def test_the_oldest_changes_are_dropped_beyond_the_limit() -> None:
     assert stream.history.reaches(last.mark)
     stream.undo(last)
     last.must_be(stream.cache)
+
+
+def test_too_little_memory_for_the_archive_does_not_stop_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory left")
+
+    stream, told = Stream(subject("llama", "sdpa"), "oldest-tokens", 8), list[Any]()
+    stream.history.on_evicted = told.append
+    stream.feed(BUDGET)
+    stream.begin()
+    stream.feed(8)
+    count = len(told)
+    assert count
+    monkeypatch.setattr(histories, "save_cut", scarce)
+    for _ in range(20):
+        stream.feed(8)  # evicts tokens of this turn, too
+    assert len(told) == count
+    assert stream.cache.length <= BUDGET
 
 
 def test_no_state_before_a_reset_is_restored() -> None:

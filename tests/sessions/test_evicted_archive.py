@@ -247,6 +247,25 @@ def test_a_page_without_its_session_is_not_written(database: Path) -> None:
     with Store(database) as store:
         store.evicted.append("nobody", a_page(1), b"data")
         assert store.evicted.pages("nobody") == []
+        assert not store.evicted.folder("nobody").exists()  # it was deleted while its page waited
+
+
+def test_a_session_that_begins_during_a_deletion_keeps_its_pages(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(database) as store, Store(database) as other:
+        gone, sizes, begun = a_session(store, "gone"), EvictedPages.sizes, list[str]()
+
+        def meanwhile(pages: EvictedPages) -> dict[str, int]:
+            if not begun:
+                begun.append(a_session(other, "new"))
+                other.evicted.append(begun[0], a_page(1), b"data")
+            return sizes(pages)
+
+        monkeypatch.setattr(EvictedPages, "sizes", meanwhile)
+        store.delete(gone)
+        (page,) = store.evicted.pages(begun[0])
+        assert store.evicted.read(begun[0], page) == b"data"
 
 
 def test_a_write_that_fails_is_told_and_the_next_one_starts_a_new_file(
