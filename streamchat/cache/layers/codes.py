@@ -76,7 +76,7 @@ def _turned_alone(x: Tensor) -> Tensor:
         first, second = x.view(size // (2 * half), 2, half, heads).unbind(1)
         x = torch.stack([first + second, first - second], 1)
         half //= 2
-    return (x.view(size, heads).t() * size**-0.5).reshape(shape)
+    return (x.view(size, heads).t() / math.sqrt(size)).reshape(shape)
 
 
 @functools.cache
