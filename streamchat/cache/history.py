@@ -173,7 +173,11 @@ class CacheHistory:
             self.on_evicted(older)
         if own:
             count = sum(stop - first for first, stop in own)
-            before = save_cut(self._cache.streaming_layers, at, count, 0)
+            try:
+                before = save_cut(self._cache.streaming_layers, at, count, 0)
+            except (RuntimeError, MemoryError):
+                _log.warning("not enough memory to archive %d evicted tokens", count, exc_info=True)
+                return
             self.on_evicted(EvictedTokens(own, before.slots, before.originals, before.base + at))
 
     def before_rebase(self) -> None:

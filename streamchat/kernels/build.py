@@ -173,7 +173,7 @@ def _compile(compiler: list[str], to: Path) -> None:
     sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
     for processor in platforms.processor_flags(compiler):
         flags = [*FLAGS, platforms.library_flag(), *filter(None, [processor])]
-        command = [*compiler, *flags, *sources, "-o", str(to)]
+        command = [*compiler, *flags, *sources, "-lm", "-o", str(to)]
         done = _run(command, COMPILE_S, compiler[0], umask=0o077)  # not group-writable, whatever the user's umask
         if done.returncode == 0:
             _log.info("compiled the kernels with %s %s", " ".join(compiler), processor)

@@ -181,8 +181,9 @@ class Archive:
             self.recorder.record(event)
         elif self._is_refused and self._started is not None and isinstance(event, ev.TurnFinished):
             self._retry(self._started)
-        if self._evicted is not None and isinstance(event, ev.TurnFinished):
-            if event.rolled_back:
+        if self._evicted is not None and isinstance(event, ev.TurnFinished | ev.TurnPagedIn):
+            # what a page evicts belongs to the turn before it, and is not undone with the next one
+            if isinstance(event, ev.TurnFinished) and event.rolled_back:
                 self._evicted.undone(event.stats.turn)
             else:
                 self._evicted.flush()
@@ -197,6 +198,7 @@ class Archive:
         if self.recorder is not None:
             self._started = None
             self.recorder.start(active.conversation, self._identities.of(active))
+            self._archive_evicted(active)
             self._record_all()
             if self.session is not None:
                 self._emit(ev.Notice("The conversation is saved now, from its first turn on."))

@@ -24,7 +24,7 @@ PENDING_BYTES = 32 << 20
 """Memory for evicted tokens that wait for the end of the turn; beyond it, they go to the writer during the turn."""
 MEGABYTE = 1_000_000
 PATIENCE_S = 10.0
-"""Maximum time to wait for the writer."""
+"""Maximum time to wait for a page that is being written while its turn is undone."""
 
 
 class EvictedArchive:
@@ -106,10 +106,9 @@ class EvictedArchive:
         session = self._session()
         if self._conversation is None or self._writer is None or session is None:
             return
-        # what was queued must not be written later: the same indices will be other tokens'
-        self._writer.drain(PATIENCE_S)
         try:
-            self._pages.drop_from(session, turn)
+            # also what was queued: the same indices will be other tokens'
+            self._writer.drop_from(session, turn, PATIENCE_S)
         except StoreError:
             _log.warning("evicted tokens of turn %d stay in the archive", turn, exc_info=True)
 
@@ -118,28 +117,36 @@ class EvictedArchive:
     def find(self, wanted: Sequence[Run]) -> list[EvictedTokens]:
         """Return the archived tokens of this conversation with some of the log indices in `wanted`.
 
-        Damaged pages, and pages of another model, dtype, or text, are skipped.
+        Damaged pages, and pages of another model, dtype, or text, are skipped. What is not written yet is found as well.
         """
-        session, identity = self._session(), self._identity
-        found = list(self._pending)
-        if self._writer is None or session is None or identity is None:
+        session, found = self._session(), list(self._pending)
+        if self._writer is None or session is None:
             return found
-        self._writer.drain(PATIENCE_S)
+        waiting = self._writer.waiting(session)  # before the rows are read: what was written since is in both
+        try:
+            rows = self._pages.pages(session)
+        except StoreError:
+            _log.warning("the archive of evicted tokens cannot be read", exc_info=True)
+            rows = []
         archived = []
-        for stored in self._pages.pages(session):
-            page = stored[0]
-            if (
-                (page.fingerprint, page.dtype) == (identity.fingerprint, identity.dtype)
-                and any(a < stop and first < b for first, stop in page.runs for a, b in wanted)
-                and page.ids_checksum == self._ids_checksum(page.runs)
-                and (data := self._pages.read(session, stored)) is not None
-            ):
+        for stored in rows:
+            if self._suits(stored[0], wanted) and (data := self._pages.read(session, stored)) is not None:
                 tokens = from_bytes(data)
-                if tokens is None or tokens.runs != page.runs:
-                    _log.warning("archived tokens of turn %d cannot be read", page.turn)
+                if tokens is None or tokens.runs != stored[0].runs:
+                    _log.warning("archived tokens of turn %d cannot be read", stored[0].turn)
                 else:
                     archived.append(tokens)
-        return archived + found
+        return [*archived, *(tokens for page, tokens in waiting if self._suits(page, wanted)), *found]
+
+    def _suits(self, page: EvictedPage, wanted: Sequence[Run]) -> bool:
+        """Return whether a page has some of the log indices in `wanted`, of this model, dtype, and text."""
+        identity = self._identity
+        return (
+            identity is not None
+            and (page.fingerprint, page.dtype) == (identity.fingerprint, identity.dtype)
+            and any(a < stop and first < b for first, stop in page.runs for a, b in wanted)
+            and page.ids_checksum == self._ids_checksum(page.runs)
+        )
 
     def _ids_checksum(self, runs: Sequence[Run]) -> str:
         assert self._conversation is not None

@@ -33,6 +33,14 @@ class Limits:
         return min(FILE_BYTES, max(SMALLEST_FILE, min(self.session, self.in_all) // 8))
 
 
+@dataclass(frozen=True)
+class _Job:
+    session: str
+    page: EvictedPage
+    tokens: EvictedTokens
+    kind: Kind
+
+
 class EvictedWriter:
     """Archives evicted tokens in the order in which they come.
 
@@ -44,9 +52,13 @@ class EvictedWriter:
 
     def __init__(self, pages: EvictedPages, limits: Limits, tell: Callable[[str], None]) -> None:
         self._pages, self.limits, self._tell = pages, limits, tell
-        self._jobs: deque[tuple[int, Callable[[], None]]] = deque()
+        self._jobs: deque[_Job] = deque()
+        """The first one may be running."""
+        self._is_running = False
         self._bytes = 0
         """Bytes of the jobs that wait or run."""
+        self._dropped: dict[str, int] = {}
+        """Session -> the turn from which on the running job's page is dropped when it is written."""
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -57,7 +69,28 @@ class EvictedWriter:
         if self._bytes + tokens.nbytes > QUEUE_BYTES:
             _log.warning("the disk is too slow: %d evicted tokens of turn %d are not archived", tokens.count, page.turn)
             return
-        self._add(tokens.nbytes, lambda: self._append(session, page, tokens, kind))
+        self._add(_Job(session, page, tokens, kind))
+
+    def waiting(self, session: str) -> list[tuple[EvictedPage, EvictedTokens]]:
+        """Return what waits to be written or is being written, oldest first."""
+        with self._changed:
+            return [(job.page, job.tokens) for job in self._jobs if job.session == session]
+
+    def drop_from(self, session: str, turn: int, timeout_s: float) -> None:
+        """Drop what turn `turn` and later ones evicted, written or not; wait at most so long for what is being written.
+
+        Raises:
+            StoreError: What is written stays.
+        """
+        with self._changed:
+            running = [self._jobs.popleft()] if self._is_running else []
+            kept = [job for job in self._jobs if job.session != session or job.page.turn < turn]
+            self._jobs = deque([*running, *kept])
+            self._bytes = sum(job.tokens.nbytes for job in self._jobs)
+            if any(job.session == session and job.page.turn >= turn for job in running):
+                self._dropped[session] = min(turn, self._dropped.get(session, turn))
+                self._changed.wait_for(lambda: session not in self._dropped, timeout_s)
+        self._pages.drop_from(session, turn)
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until the queue is empty; return False after the timeout."""
@@ -74,14 +107,19 @@ class EvictedWriter:
             self._thread.join()
             self._thread = None
 
-    def _add(self, nbytes: int, job: Callable[[], None]) -> None:
+    def _add(self, job: _Job) -> None:
         with self._changed:
             if self._thread is None:
                 self._closed = False
-                self._thread = threading.Thread(target=self._run, name="evicted tokens", daemon=True)
-                self._thread.start()
-            self._jobs.append((nbytes, job))
-            self._bytes += nbytes
+                thread = threading.Thread(target=self._run, name="evicted tokens", daemon=True)
+                try:
+                    thread.start()
+                except (RuntimeError, MemoryError):
+                    _log.warning("evicted tokens are not archived: no thread could be started", exc_info=True)
+                    return
+                self._thread = thread
+            self._jobs.append(job)
+            self._bytes += job.tokens.nbytes
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -90,21 +128,33 @@ class EvictedWriter:
                 self._changed.wait_for(lambda: bool(self._jobs) or self._closed)
                 if not self._jobs:
                     return
-                nbytes, job = self._jobs[0]
+                job, self._is_running = self._jobs[0], True
             try:
-                job()
+                self._append(job)
             except StoreError as error:
                 self._failed(error)
             except Exception:
                 _log.exception("evicted tokens were not archived")
-            del job  # and the tensors with it
             with self._changed:
                 self._jobs.popleft()
-                self._bytes -= nbytes
+                self._is_running = False
+                self._bytes -= job.tokens.nbytes
+                undone = self._dropped.pop(job.session, None)
                 self._changed.notify_all()
+            self._drop_late(job.session, undone)
+            del job  # and the tensors with it
 
-    def _append(self, session: str, page: EvictedPage, tokens: EvictedTokens, kind: Kind) -> None:
-        self._pages.append(session, page, to_bytes(tokens, kind), self.limits.file)
+    def _drop_late(self, session: str, undone: int | None) -> None:
+        """Drop the page that was being written when its turn was undone, in case that nobody waited for it."""
+        if undone is not None:
+            try:
+                self._pages.drop_from(session, undone)
+            except Exception:
+                _log.warning("evicted tokens of turn %d stay in the archive", undone, exc_info=True)
+
+    def _append(self, job: _Job) -> None:
+        session = job.session
+        self._pages.append(session, job.page, to_bytes(job.tokens, job.kind), self.limits.file)
         last = self._pages.limit(session, self.limits.session, self.limits.in_all)
         self._has_failed = False
         if last:

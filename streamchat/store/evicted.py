@@ -112,12 +112,15 @@ class EvictedPages:
             ) from error
         values = (page.turn, time.time(), json.dumps(page.runs), page.ids_checksum, page.fingerprint, page.dtype)
         with self._write() as connection:
-            connection.execute(
+            added = connection.execute(
                 "INSERT INTO evicted (session, turn, at, runs, ids_checksum, fingerprint, dtype, kind, position, file, "
                 "start, length, checksum) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? "
                 "WHERE EXISTS (SELECT 1 FROM sessions WHERE id = ?)",
                 (session, *values, page.kind, page.position, number, offset, len(data), checksum_of(data), session),
-            )
+            ).rowcount
+        if not added:  # the session was deleted while the page waited
+            self._current.pop(session, None)
+            shutil.rmtree(self.folder(session), ignore_errors=True)
 
     def _file_for(self, session: str, file_bytes: int) -> int:
         folder = self.folder(session)
@@ -210,9 +213,10 @@ class EvictedPages:
         Raises:
             OSError: A file cannot be deleted.
         """
+        found = self.sizes()  # first: a session that begins meanwhile is no orphan
         with self._database().read() as connection:
             known = {row["id"] for row in connection.execute("SELECT id FROM sessions")}
-        orphans = [session for session in self.sizes() if session not in known]
+        orphans = [session for session in found if session not in known]
         for session in orphans:
             self._current.pop(session, None)
             shutil.rmtree(self.folder(session))

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import streamchat.cache.history as histories
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.options import EvictionOptions
-from streamchat.cache.history import CacheHistory
+from streamchat.cache.history import CacheHistory, evicted_by
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.layers.codes import INT4
+from streamchat.cache.paging import missing_runs, page_in
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import StreamingCache
 from tests.support.families import FAMILIES, SERVED, text
@@ -26,9 +29,12 @@ STATES = {"jamba", *(family.name for family in HYBRID)}
 CUT = [name for name in SERVED if FAMILIES[name].served != "recompute" and name not in STATES]
 
 
+DTYPES = {"native": None, "int8": torch.int8, "int4": INT4}
+
+
 def families() -> list[Any]:
     marks = {True: pytest.mark.smoke, False: pytest.mark.slow}
-    return [pytest.param(name, marks=marks[name in SMOKE]) for name in CUT]
+    return [pytest.param(name, kv, marks=marks[name in SMOKE]) for name in CUT for kv in DTYPES]
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,10 @@ class Moment:
 class Stream:
     """Feeds random chunks, and evicts as turns, pins and rebases make it."""
 
-    def __init__(self, it: Subject, policy: str, seed: int) -> None:
+    def __init__(self, it: Subject, policy: str, seed: int, dtype: torch.dtype | None = None) -> None:
+        options = EvictionOptions(policy=policy)
         self.cache = make_cache(
-            it.model, it.fit, cache_size=BUDGET, num_sink_tokens=SINKS, options=EvictionOptions(policy=policy)
+            it.model, it.fit, cache_size=BUDGET, num_sink_tokens=SINKS, dtype=dtype, options=options
         )
         self.cache.history = self.history = CacheHistory(self.cache)
         self.model, self.random = it.model, random.Random(seed)
@@ -84,16 +91,30 @@ class Stream:
             self.cache.pins = ()
             self.cache.pin(first, first + 4)
 
+    def page_in(self) -> int:
+        """Put some evicted tokens back among the others, and pin them sometimes; return how many."""
+        kept = [tokens for step in self.history.since(0) if (tokens := evicted_by(step)) is not None]
+        missing = missing_runs(self.cache, [run for tokens in kept for run in tokens.runs])
+        if not missing:
+            return 0
+        first, stop = self.random.choice(missing)
+        stop = min(stop, first + self.random.randint(1, 6))
+        self.cache.pins = ()
+        if self.random.random() < 0.5:
+            self.cache.pin(first, stop)
+        self.cache.make_room(stop - first)
+        return page_in(self.cache, kept, [(first, stop)])
+
     def undo(self, moment: Moment) -> None:
         self.cache.crop_from(moment.stop)
         self.history.undo_to(moment.mark, moment.stop)
 
 
-@pytest.mark.parametrize("name", families())
-def test_each_of_the_last_turns_is_restored_to_the_bit(name: str) -> None:
+@pytest.mark.parametrize(("name", "kv"), families())
+def test_each_of_the_last_turns_is_restored_to_the_bit(name: str, kv: str) -> None:
     it = subject(name, FAMILIES[name].attentions[0])
     for policy, seed in (("oldest-tokens", 1), ("key-diversity", 2)):
-        stream = Stream(it, policy, seed)
+        stream = Stream(it, policy, seed, DTYPES[kv])
         if it.fit.method != "no positions":
             stream.cache.position_limit = min(stream.cache.position_limit, 2 * BUDGET)
         for _ in range(24):
@@ -106,6 +127,24 @@ def test_each_of_the_last_turns_is_restored_to_the_bit(name: str) -> None:
             del pending[pending.index(moment) :]
             stream.undo(moment)
             moment.must_be(stream.cache)
+
+
+@pytest.mark.parametrize(("name", "kv"), families())
+def test_turns_between_which_tokens_were_paged_in_are_restored_to_the_bit(name: str, kv: str) -> None:
+    it = subject(name, FAMILIES[name].attentions[0])
+    stream, paged = Stream(it, "oldest-tokens", 7, DTYPES[kv]), 0
+    if it.fit.method != "no positions":
+        stream.cache.position_limit = min(stream.cache.position_limit, 2 * BUDGET)
+    for _ in range(30):
+        stream.turn()
+        paged += stream.page_in() if stream.random.random() < 0.7 else 0
+    assert paged > 40
+    pending = stream.moments[1:]
+    while pending:
+        moment = pending[-min(len(pending), stream.random.choice([1, 1, 2, 5]))]
+        del pending[pending.index(moment) :]
+        stream.undo(moment)
+        moment.must_be(stream.cache)
 
 
 def test_an_undone_stream_continues_as_if_nothing_had_been_undone() -> None:
@@ -149,6 +188,24 @@ def test_the_oldest_changes_are_dropped_beyond_the_limit() -> None:
     assert stream.history.reaches(last.mark)
     stream.undo(last)
     last.must_be(stream.cache)
+
+
+def test_too_little_memory_for_the_archive_does_not_stop_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory left")
+
+    stream, told = Stream(subject("llama", "sdpa"), "oldest-tokens", 8), list[Any]()
+    stream.history.on_evicted = told.append
+    stream.feed(BUDGET)
+    stream.begin()
+    stream.feed(8)
+    count = len(told)
+    assert count
+    monkeypatch.setattr(histories, "save_cut", scarce)
+    for _ in range(20):
+        stream.feed(8)  # evicts tokens of this turn, too
+    assert len(told) == count
+    assert stream.cache.length <= BUDGET
 
 
 def test_no_state_before_a_reset_is_restored() -> None:

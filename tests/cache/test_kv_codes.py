@@ -70,6 +70,18 @@ def test_numbers_are_off_by_half_a_code_at_most(bits: int, width: int) -> None:
     assert (scales.float() <= 1.01 * turned(x).abs().amax(-1) / (127 if bits == 8 else 7)).all()
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("width", [256, 128, 96, 32])
+def test_codes_do_not_depend_on_how_many_tokens_are_stored_at_once(bits: int, width: int) -> None:
+    # undo writes slots anew, fewer or more at once than before
+    x = torch.randn(1, 8, 2000, width, generator=torch.Generator().manual_seed(1))
+    codes, scales = quantize(x, bits)
+    for count in (0, 1, 17, 1001):
+        some = quantize(x[:, :, :count], bits)
+        assert torch.equal(some[0], codes[:, :, :count])
+        assert torch.equal(some[1], scales[:, :, :count])
+
+
 @pytest.mark.parametrize("width", [128, 96, 10, 7])
 def test_turning_twice_changes_nothing(width: int) -> None:
     x = torch.randn(3, width)

@@ -15,9 +15,14 @@ from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.policy import Cut, Run
 from streamchat.cache.history import CacheHistory, evicted_by
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.inserts import Originals, unrotated
+from streamchat.cache.layers.slots import CopiedStates, copied, read_slots, states_in
+from streamchat.cache.layers.storage import new_storage
 from streamchat.cache.paging import can_page_in, missing_runs, page_in
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import StreamingCache
+from streamchat.sessions.evicted_pages import from_bytes, to_bytes
 from tests.support.families import FAMILIES, SERVED, text
 from tests.support.family_runs import BUDGET, SINKS, TOLERANCE, Subject, largest, subject
 from tests.support.family_settings import HYBRID
@@ -36,8 +41,8 @@ def families() -> list[Any]:
     ]
 
 
-def cache_of(it: Subject) -> StreamingCache:
-    cache = make_cache(it.model, it.fit, cache_size=BUDGET, num_sink_tokens=SINKS)
+def cache_of(it: Subject, dtype: torch.dtype | None = None) -> StreamingCache:
+    cache = make_cache(it.model, it.fit, cache_size=BUDGET, num_sink_tokens=SINKS, dtype=dtype)
     cache.history = CacheHistory(cache)
     return cache
 
@@ -82,6 +87,51 @@ def test_a_turn_that_is_paged_in_at_once_was_never_evicted(name: str, attention:
     assert list(cache.ledger)[:14] == [*range(4), *range(8, 18)]
 
 
+def states(cache: StreamingCache, first: int, stop: int) -> list[Originals]:
+    """Keys and values of the tokens of some log indices, at position 0."""
+    layers, slot = cache.streaming_layers, cache.ledger.slot_from(first)
+    raw = copied([read_slots(layer, slot, slot + stop - first) for layer in layers])
+    return unrotated(layers, raw, CopiedStates(), layers[0].base + slot)
+
+
+CODES = [(torch.int8, 0.02), (INT4, 0.25)]
+
+
+@pytest.mark.parametrize(("dtype", "error"), CODES, ids=["int8", "int4"])
+@pytest.mark.parametrize("kind", ["native", "int8"])
+@pytest.mark.parametrize(("name", "attention"), [param for param in families() if param.values[1] != "eager"])
+def test_codes_are_paged_in_as_what_they_stand_for(
+    name: str, attention: str, kind: Any, dtype: torch.dtype, error: float
+) -> None:
+    it = subject(name, attention)
+    cache, other = cache_of(it, dtype), cache_of(it, dtype)
+    for each in (cache, other):
+        feed(it, each, 26)
+        each.pin(8, 18)
+    evict(cache, (8, 18))
+    archived = [from_bytes(to_bytes(tokens, kind)) for tokens in kept(cache)]
+    assert page_in(cache, [tokens for tokens in archived if tokens], [(8, 18)]) == 10
+    assert cache.ledger.runs == other.ledger.runs
+    for mine, theirs in zip(states(cache, 8, 18), states(other, 8, 18), strict=True):
+        for x, y in zip(mine, theirs, strict=True):
+            assert (x - y).abs().max() <= error * y.abs().max()
+    for _ in range(6):
+        feed(it, cache, 4)
+    assert list(cache.ledger)[:14] == [*range(4), *range(8, 18)]
+
+
+def test_codes_of_layers_with_heads_of_two_sizes_have_their_scales() -> None:
+    states = [torch.randn(1, 2, 5, size) for size in (8, 16, 8)]
+    stored = [new_storage(x, x, 5, torch.int8) for x in states]
+    for storage, x in zip(stored, states, strict=True):
+        storage.write(0, x, -x)
+    found = states_in(copied([storage.raw(0, 5) for storage in stored]))
+    assert {(name, layers) for name, layers, _ in found} == {(n, i) for n in ("keys", "values") for i in ((0, 2), (1,))}
+    for name, layers, stack in found:
+        for i, tensor in zip(layers, stack, strict=True):
+            torch.testing.assert_close(tensor if name == "keys" else -tensor, states[i], atol=0.03, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt_neox"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_later_evictions_equal_a_reference_that_keeps_the_keys_unrotated(name: str, attention: str) -> None:
@@ -110,10 +160,11 @@ def test_later_evictions_equal_a_reference_that_keeps_the_keys_unrotated(name: s
         step(3)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.int8, INT4], ids=["native", "int8", "int4"])
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "deepseek_v3", "bloom"])
-def test_paging_in_is_undone_to_the_bit(name: str) -> None:
+def test_paging_in_is_undone_to_the_bit(name: str, dtype: torch.dtype | None) -> None:
     it = subject(name, "sdpa" if FAMILIES[name].sdpa else "eager")
-    cache = cache_of(it)
+    cache = cache_of(it, dtype)
     assert cache.history is not None
     feed(it, cache, 30)
     for _ in range(10):

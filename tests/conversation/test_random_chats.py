@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from torch import Tensor
@@ -69,10 +70,22 @@ def test_the_chats_cover_what_they_are_for() -> None:
     plans = [plan(seed, STEPS) for seed in range(CHATS)]
     assert {each.family for each in plans} == set(FAMILIES)
     steps = [step for each in plans for step in each.steps]
-    assert {"turn", "undo", "retry", "edit", "reopen", "pin", "unpin", "quote", "compact", "resume", "clear"} <= {
-        step.kind for step in steps
-    }
+    assert {
+        "turn",
+        "undo",
+        "retry",
+        "edit",
+        "reopen",
+        "pin",
+        "unpin",
+        "quote",
+        "keep",
+        "compact",
+        "resume",
+        "clear",
+    } <= {step.kind for step in steps}
     assert {"prompt", "reply", "memory", "copy", "crash"} <= {step.stop[0] for step in steps}
+    assert {each.kv_dtype for each in plans} == {step.kv_dtype for step in steps} == {"", "int8", "int4"}
     assert plan(7) == plan(7) != plan(8)
 
 
@@ -107,6 +120,35 @@ def test_every_policy_stops_where_nothing_may_be_evicted(policy: str, tmp_path: 
     chat = carry_out(replace(chat_of(96, turns(6)), evict=policy, on_full="stop"), tmp_path)
     assert not [event for event in chat.events if isinstance(event, ev.TokensEvicted)]
     assert 0 < len(chat.oracle.said) < 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("archive", ["native", "int8"])
+@pytest.mark.parametrize("kv_dtype", ["", "int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "mistral_window_16"])
+def test_turns_are_paged_in_among_undo_pins_and_resumes(
+    family: str, kv_dtype: str, archive: Literal["native", "int8"], tmp_path: Path
+) -> None:
+    """The tensors are compared to the bit after an undo, the logits with a reference unless they are rounded."""
+    undo, keep = Step("undo"), [Step("keep", "a quote", turn=number) for number in range(3)]
+    steps = [
+        *(*turns(8, 1), keep[0], undo, keep[1], *turns(2, 1), undo, undo, undo, Step("pin", turn=5), keep[2]),
+        *(
+            *turns(2, 1),
+            keep[0],
+            undo,
+            Step("resume", size=200),
+            keep[0],
+            *turns(3, 1),
+            undo,
+            undo,
+            Step("unpin", turn=1),
+        ),
+        *(*turns(2, 1), keep[1], Step("resume", size=200, snapshot=False), keep[0], undo, *turns(1, 1), undo),
+        *(Step("resume", size=200, kv_dtype="int8"), keep[0], *turns(2, 1), keep[1], undo, undo),
+    ]
+    chosen = replace(chat_of(200, steps, family), kv_dtype=kv_dtype, archive=archive, rebases=True)
+    assert carry_out(chosen, tmp_path).paged >= 4
 
 
 @pytest.mark.slow

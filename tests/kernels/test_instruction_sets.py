@@ -38,7 +38,7 @@ def link_driver(
     """Compiles a driver and links it with the kernels; returns its path as a command."""
     source = str(Path(__file__).parent / driver)
     flags = ["-std=c11", "-O2", "-fopenmp-simd", "-pthread", "-Wall", "-Werror", f"-I{build.SOURCES}"]
-    subprocess.run([*compiler, *flags, source, *objects, "-o", str(to)], check=True)
+    subprocess.run([*compiler, *flags, source, *objects, "-lm", "-o", str(to)], check=True)
     return [str(to)]
 
 
@@ -114,7 +114,7 @@ def test_products_and_team_with_musl(tmp_path: Path, monkeypatch: pytest.MonkeyP
     check_products(link_driver(compiler, compile_kernels(compiler, tmp_path), tmp_path / "driver"))
     sources = [str(Path(__file__).parent / "team_stress.c"), str(build.SOURCES / "team.c")]
     flags = ["-std=gnu11", "-O1", "-pthread", f"-I{build.SOURCES}"]
-    subprocess.run([*compiler, *flags, *sources, "-o", str(tmp_path / "stress")], check=True)
+    subprocess.run([*compiler, *flags, *sources, "-lm", "-o", str(tmp_path / "stress")], check=True)
     done = subprocess.run([str(tmp_path / "stress")], capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -122,7 +122,7 @@ def test_products_and_team_with_musl(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_every_operation_on_x86(x86: tuple[list[str], list[str]], tmp_path: Path) -> None:
     compiler, objects = x86
     made = tmp_path / "kernels.so"
-    subprocess.run([*compiler, "-shared", "-pthread", *objects, "-o", str(made)], check=True)
+    subprocess.run([*compiler, "-shared", "-pthread", *objects, "-lm", "-o", str(made)], check=True)
     subprocess.run([sys.executable, "-m", "streamchat.kernels.check", str(made), "1"], check=True, timeout=120)
 
 

@@ -139,7 +139,7 @@ def test_a_compiler_that_fails_is_told(
     [
         ("attention.c", "x[d] * cos[d] - x[d + half] * sin[d]", "x[d] * cos[d] + x[d + half] * sin[d]"),
         ("attention.c", "total += share * sum[at];", "total += sum[at];"),
-        ("round.h", "float sum = scale * (float)round_group", "float sum = (float)round_group"),
+        ("round.h", "float sum = scale * (float)(", "float sum = (float)("),
         ("tiles.h", "(Scales){floats_of_halves(at + 2 * row),", "(Scales){floats_of_halves(at - 32 + 2 * row),"),
         ("tiles.h", "floats_of_halves(at + 2 * (TILE + row)) : all", "floats_of_halves(at + 2 * row) : all"),
         ("tiles.h", "to_floats(ints_of_bytes(at + TILE + row))", "to_floats(ints_of_bytes(at + row))"),

@@ -44,6 +44,12 @@ def keep(chat: Watched, turn: int) -> None:
     chat.engine.send(Quote("quoted text", "I see.", pin=True, turn=turn))
 
 
+def wait_for_writer(chat: Watched) -> None:
+    """Until all that was evicted is on the disk."""
+    archive: Any = chat.engine._owner.archive
+    assert archive._evicted._writer.drain(60)
+
+
 def session_of(database: Path) -> str:
     with Store(database) as store:
         return store.find("last").id
@@ -123,6 +129,8 @@ def test_the_setting_decides_what_is_archived(database: Path, setting: str) -> N
     with running(store=database, archive=setting) as chat:
         talk(chat)
         kept = chat.conversation.find_evicted([(0, 60)])
+        if setting != "off":
+            wait_for_writer(chat)
         with Store(database) as store:
             pages = store.evicted.pages(store.find("last").id)
     assert {page.kind for page, _ in pages} == ({"int8"} if setting == "int8" else set())
@@ -138,10 +146,16 @@ def test_a_hidden_turn_and_a_turn_that_is_rolled_back_leave_nothing(database: Pa
             chat.conversation.run_turn("hidden " * 8, lambda: False)
             chat.conversation.undo()
         assert _rows(database, chat) == before
+        chat.turn("what comes next")
+    with Store(database) as store:
+        session = store.find("last").id
+        archived = [i for page, _ in store.evicted.pages(session) for run in page.runs for i in range(*run)]
+        evicted = [i for event in store.load(session).evictions for run in event.runs for i in range(*run)]
+    assert sorted(archived) == sorted(evicted)
 
 
 def _rows(database: Path, chat: Watched) -> list[Any]:
-    chat.conversation.find_evicted([(0, 1)])  # waits for the writer
+    wait_for_writer(chat)
     with sqlite3.connect(database) as connection:
         return connection.execute("SELECT turn, runs FROM evicted").fetchall()
 
@@ -222,7 +236,7 @@ def test_the_limit_of_a_session_is_told_once(database: Path, monkeypatch: pytest
     monkeypatch.setattr("streamchat.sessions.evicted_archive.MEGABYTE", 20_000)
     with running(store=database, archive_session_mb=1) as chat:
         talk(chat, 20)
-        chat.conversation.find_evicted([(0, 1)])
+        wait_for_writer(chat)
         talk(chat, 1)
         told = [notice.text for notice in chat.of(ev.Notice) if "archive of this conversation" in notice.text]
         assert len(told) == 1
@@ -233,6 +247,25 @@ def test_a_page_without_its_session_is_not_written(database: Path) -> None:
     with Store(database) as store:
         store.evicted.append("nobody", a_page(1), b"data")
         assert store.evicted.pages("nobody") == []
+        assert not store.evicted.folder("nobody").exists()  # it was deleted while its page waited
+
+
+def test_a_session_that_begins_during_a_deletion_keeps_its_pages(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(database) as store, Store(database) as other:
+        gone, sizes, begun = a_session(store, "gone"), EvictedPages.sizes, list[str]()
+
+        def meanwhile(pages: EvictedPages) -> dict[str, int]:
+            if not begun:
+                begun.append(a_session(other, "new"))
+                other.evicted.append(begun[0], a_page(1), b"data")
+            return sizes(pages)
+
+        monkeypatch.setattr(EvictedPages, "sizes", meanwhile)
+        store.delete(gone)
+        (page,) = store.evicted.pages(begun[0])
+        assert store.evicted.read(begun[0], page) == b"data"
 
 
 def test_a_write_that_fails_is_told_and_the_next_one_starts_a_new_file(

@@ -59,6 +59,8 @@ class Tokens:
         """Ids of the newest tokens, which the reference has yet to read: all at once, since nothing left in between."""
         self.whole = True
         """Nothing was evicted since the first token: the state is that of one plain forward."""
+        self.gone: dict[int, list[list[Tensor]]] = {}
+        """Keys and values in each layer of the reference of tokens that left, as long as it knows them."""
         self._reference = PaperReference(self.model, 1 << 30, 0) if self.rotates else None
         if self._reference is not None:
             self._reference.tap._heads_second = True  # in every family that is tried here
@@ -79,8 +81,29 @@ class Tokens:
     def drop(self, gone: Iterable[int]) -> None:
         """Tokens with these log indices left."""
         leave = set(gone)
+        self._read()
+        if self._reference is not None:
+            for slot, index in enumerate(self.held):
+                if index in leave:
+                    layers = self._reference.layers
+                    self.gone[index] = [[x[:, :, slot : slot + 1] for x in layer.raw] for layer in layers]
         self.keep([i for i in self.held if i not in leave])
         self.whole = self.whole and not leave
+
+    def page_in(self, back: Sequence[int]) -> None:
+        """Tokens with these log indices are back, as they left."""
+        self._read()
+        old, self.held = self.held, sorted({*self.held, *back})
+        reference = self._reference
+        if reference is None or not all(index in self.gone for index in back):
+            self.lose_track()
+            return
+        reference.kept.indices = list(range(len(self.held)))
+        for i, layer in enumerate(reference.layers):
+            slots = {index: [x[:, :, at : at + 1] for x in layer.raw] for at, index in enumerate(old)}
+            slots |= {index: self.gone[index][i] for index in back}
+            pairs = zip(*(slots[index] for index in self.held), strict=True)
+            layer.raw = [torch.cat(column, dim=2) for column in pairs]
 
     def cut(self, count: int) -> None:
         """The newest `count` tokens were cut, from the log as well."""
@@ -116,6 +139,7 @@ class Tokens:
         self._read()
         other = copy.copy(self)
         other.log, other.held, other.unread = list(self.log), list(self.held), []
+        other.gone = dict(self.gone)
         if self._reference is not None:
             other._reference = PaperReference(self.model, 1 << 30, 0)
             other._reference.kept = copy.deepcopy(self._reference.kept)
@@ -162,6 +186,8 @@ class Oracle:
     tokenizer: Any
     oldest_first: bool = True
     """Whether the policy evicts the oldest tokens."""
+    tolerance: float | None = TOLERANCE
+    """Of a logit; None if keys are rounded too much."""
     out_of_order: int = 0
     """Evictions so far of others than the oldest tokens."""
     budget: int = 0
@@ -246,6 +272,15 @@ class Oracle:
         self.evictions += 1
         require(event.cache_len_after == len(self.tokens.held), "length after", event.cache_len_after)
 
+    def paged_in(self, event: ev.TurnPagedIn) -> None:
+        """An evicted turn is back."""
+        number = event.turn
+        stop = self.stop_of(number)
+        back = sorted({*range(max(self.starts[number - 1], self.sinks), stop)} - set(self.tokens.held))
+        require(event.tokens == len(back), "told", event.tokens, "paged in, and it were", len(back))
+        self.tokens.page_in(back)
+        self.pinned.add(number)
+
     def begin_turn(self, conversation: Any, number: int) -> None:
         """A turn begins; nothing of it was fed."""
         require(number == len(self.said) + 1, "turn", number, "follows", len(self.said))
@@ -298,6 +333,8 @@ class Oracle:
         before = self.held_before.pop(number)
         self.pinned.discard(number)
         self.tokens.log = self.tokens.log[:first]
+        stay = {self.turn_of(i) for i in before[self.sinks :]}
+        self.pinned &= stay  # not those that were paged in since
         self.unpin_for_room(before)
         self.check_numbers(event, left, after, fed)
         require(not exact or event.prefilled == 0, "the latest turn was read again")
@@ -395,8 +432,8 @@ class Oracle:
         held = self.tokens.held
         if len(held) < 2 or held[-1] != len(self.tokens.log) - 1:
             return False
-        expected = self.tokens.next_logits(recompute)
-        if expected is None:
+        expected = self.tokens.next_logits(recompute) if self.tolerance is not None else None
+        if expected is None or self.tolerance is None:
             return False
         cache = conversation.cache
         if cache.croppable:
@@ -409,7 +446,7 @@ class Oracle:
                 return False
             found, expected = self._probe(conversation, 5)
         off = (found - expected).abs().max().item()
-        require(off < TOLERANCE, f"logits are off by {off:.2g}")
+        require(off < self.tolerance, f"logits are off by {off:.2g}")
         return True
 
     @torch.inference_mode()

@@ -20,18 +20,23 @@ from streamchat.base import events as ev
 from streamchat.base import requests as rq
 from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint
+from streamchat.cache.dtype import set_cache_dtype
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.engine.jobs import JobQueue
 from streamchat.engine.owner import Owner
+from streamchat.models.kv_choice import DTYPES
 from streamchat.models.load import LoadedModel
 from streamchat.sessions import recorder
 from streamchat.store.store import Store
 from tests.support import families
-from tests.support.chat_oracle import Oracle, Tokens, indices, ledger, require
+from tests.support.chat_oracle import TOLERANCE, Oracle, Tokens, indices, ledger, require
 from tests.support.random_plans import Plan, Step
 from tests.support.tiny import tiny_model
 from tests.support.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
+
+TOLERANCES = {"": TOLERANCE, "int8": 0.25, "int4": None}
+"""Largest difference of a logit, by how keys and values are stored; None if nothing can be said."""
 
 
 @cache
@@ -126,6 +131,10 @@ class RandomChat:
     """Steps after which logits were compared."""
     at: int = 0
     """Number of the step that runs."""
+    paging: int = 0
+    """The turn that is to be paged in."""
+    paged: int = 0
+    """Turns that were paged in."""
     _watching: bool = False
     _hidden: bool = False
     _running: int = 0
@@ -142,13 +151,24 @@ class RandomChat:
             loop_guard="off",
             seed=1,
             snapshot_turns=3,
+            archive=self.plan.archive,
         )
         rotates = self.plan.family not in ("gpt2", "falcon_h1")
         tokens = Tokens(_reference_of(self.plan.family), rotates)
         self.oracle = Oracle(tokens, self.tokenizer, self.plan.evict.startswith("oldest-"))
         self.recompute = self.plan.family == "gpt2"
+        self.moves = rotates
+        self.store_in(self.plan.kv_dtype)
         self.latest: int | None = None
         """The turn that ended last and was not followed by an undo, a resume, or a lack of memory."""
+
+    def store_in(self, kv_dtype: str) -> None:
+        """Caches store keys and values like this from now on."""
+        self.kv_dtype = kv_dtype
+        set_cache_dtype(self.model, DTYPES.get(kv_dtype, self.model.dtype))
+        self.oracle.tolerance = TOLERANCES[kv_dtype]
+        if not kv_dtype and self.plan.archive == "int8":
+            self.oracle.tolerance = TOLERANCES["int8"]  # of turns that were paged in
 
     @property
     def conversation(self) -> Any:
@@ -176,7 +196,7 @@ class RandomChat:
 
     def open(self, session: str | None) -> None:
         """An engine, on a new conversation or a saved one."""
-        loaded = LoadedModel(self.model, self.tokenizer, "tiny", "tests", "cpu", "float32", ())
+        loaded = LoadedModel(self.model, self.tokenizer, "tiny", "tests", "cpu", "float32", cache_dtype=self.kv_dtype)
         configuration = Configuration(self.settings, {"cache_size": "--cache-size"}, None)
         database = self.folder / "chats.db"
         self.jobs = JobQueue()
@@ -272,7 +292,12 @@ class RandomChat:
             case ev.TextDelta() if self.machine.stop[0] == "crash" and self.machine.tokens >= self.machine.stop[1]:
                 raise Crash
             case ev.TokensEvicted():
+                if event.trigger == "page_in":
+                    oracle.pinned.add(self.paging)  # what is still there of it stays
                 oracle.evicted(event)
+            case ev.TurnPagedIn():
+                oracle.paged_in(event)
+                self.paged += 1
             case ev.TurnFinished():
                 self.finished(event)
             case ev.TurnUndone():
@@ -332,6 +357,8 @@ class RandomChat:
         self.machine.arm(step.stop)
         recorder.BATCH_S = 0.0 if step.stop[0] == "crash" else 1e9  # a crash leaves what was written until then
         self.fed = 0
+        if self.plan.rebases and self.moves:
+            self.conversation.cache.position_limit = 2 * self.size
         ids = self.tokenizer(step.reply, add_special_tokens=False)["input_ids"] if step.reply else []
         self.script[:] = [*ids, self.tokenizer.eos_token_id]
         try:
@@ -360,6 +387,17 @@ class RandomChat:
         self._pinning(
             lambda: self._send(rq.Quote(step.text, "Noted.", pin=True)), lambda: len(self.oracle.said) > stays
         )
+
+    def do_keep(self, step: Step) -> None:
+        """Page an evicted turn in, or quote it."""
+        oracle, stays = self.oracle, len(self.oracle.said)
+        here = set(oracle.tokens.held)
+        numbers = range(1, stays + 1)
+        evicted = [n for n in numbers if not here.issuperset(range(oracle.starts[n - 1], oracle.stop_of(n)))]
+        chosen = evicted or list(numbers)
+        self.paging = chosen[step.turn % len(chosen)] if chosen else 0
+        request = rq.Quote(step.text, "Noted.", pin=True, turn=self.paging)
+        self._pinning(lambda: self._send(request), lambda: len(self.oracle.said) > stays)
 
     def do_undo(self, step: Step) -> None:
         """Take the newest turn back."""
@@ -468,6 +506,8 @@ class RandomChat:
         if session is None:
             self.open(None)
             return
+        if step.kv_dtype:
+            self.store_in(step.kv_dtype)
         if not step.snapshot:
             (self.folder / "snapshots" / f"{session}.safetensors").unlink(missing_ok=True)
         try:
@@ -497,7 +537,7 @@ class RandomChat:
         if cut:
             self._adopt_cut_turn(cut)
             require(len(after) <= self.size, "resumed with", len(after))
-            oracle.unpin_for_room(after)
+            oracle.unpin_for_room(sorted({*held, *after}))
         else:
             oracle.unpin_for_room(held)
             oracle.check_fit(held, after, "resume")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+KV_DTYPES = ("", "", "int8", "int4")
 FAMILIES = ("llama", "gpt_neox", "gpt2", "mistral_window_16", "falcon_h1")
 SIZES = (44, 56, 64, 96, 128, 200)
 WORDS = ("the sea", "and a dragon", "sing of", "green hills", "while", "little girls", "ask", "why it is", "once more")
@@ -22,6 +23,7 @@ KINDS = {
     "pin": 3,
     "unpin": 1,
     "quote": 1,
+    "keep": 5,
     "compact": 1,
     "resume": 3,
     "clear": 0.4,
@@ -43,6 +45,8 @@ class Step:
     size: int = 0
     """Budget on resume."""
     snapshot: bool = True
+    kv_dtype: str = ""
+    """How keys and values are stored from a resume on; "" as before."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,15 @@ class Plan:
     on_full: Literal["evict", "stop"]
     system: str
     steps: tuple[Step, ...]
+    kv_dtype: str = ""
+    """How keys and values are stored: "int8", "int4", or "" for the model's dtype."""
+    archive: Literal["native", "int8"] = "native"
+    rebases: bool = False
+    """Positions are moved after few tokens."""
 
     def __str__(self) -> str:
         head = f"seed {self.seed}: {self.family}, {self.size} tokens, {self.evict}, {self.on_full}, {self.system!r}"
+        head += f", keys in {self.kv_dtype or 'native'}, archive in {self.archive}{', rebases' * self.rebases}"
         return "\n".join([head, *(f"  {i}. {_words(step)}" for i, step in enumerate(self.steps, 1))])
 
 
@@ -72,6 +82,7 @@ def _words(step: Step) -> str:
         parts.append(f"turn {step.turn}")
     if step.kind == "resume":
         parts.append(f"at {step.size}" + ("" if step.snapshot else ", without its snapshot"))
+        parts += [f"keys in {step.kv_dtype}"] if step.kv_dtype else []
     return ", ".join(parts)
 
 
@@ -100,7 +111,11 @@ def plan(seed: int, steps: int = 14) -> Plan:
     family = draw.choice(FAMILIES)
     on_full: Literal["evict", "stop"] = "stop" if draw.random() < 0.08 else "evict"
     evict = draw.choice(("oldest-turns", "oldest-turns", "oldest-tokens"))
-    return Plan(seed, family, draw.choice(SIZES), evict, on_full, draw.choice(("", "Be a sailor.")), tuple(made))
+    size, system = draw.choice(SIZES), draw.choice(("", "Be a sailor."))
+    made = [replace(each, kv_dtype=draw.choice(KV_DTYPES)) if each.kind == "resume" else each for each in made]
+    archive: Literal["native", "int8"] = draw.choice(("native", "native", "int8"))
+    storage = (draw.choice(KV_DTYPES), archive, draw.random() < 0.5)
+    return Plan(seed, family, size, evict, on_full, system, tuple(made), *storage)
 
 
 def shrunk(chosen: Plan, fails: Callable[[Plan], bool]) -> Plan:

@@ -68,7 +68,7 @@ class Build:
         new = [[*command, "-c", path, "-o", to] for path, to in objects.items() if not to.exists()]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(_call, new))
-        _call([*command, *objects.values(), "-o", target])
+        _call([*command, *objects.values(), "-lm", "-o", target])
         return [*self.emulator, str(target)]
 
 

@@ -32,8 +32,9 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     Returns:
         int8 codes (..., head_dim), or uint8 (..., head_dim / 2) with two codes per byte: the low 4 bits belong to the
         first half of the head; and bfloat16 scales (...). A head with NaN or infinities has a scale of NaN or infinity.
+        The codes of a head are the same to the bit, however many heads there are: undo writes slots in other numbers.
     """
-    x = turned(x.float())
+    x = _turned_alone(x.float())
     largest = x.abs().amax(-1)
     scales = _rounded_up(torch.where(largest < TINY, 0.0, largest / LIMITS[bits]))
     exact = scales.float()
@@ -60,6 +61,22 @@ def turned(x: Tensor) -> Tensor:
     width = x.shape[-1]
     matrix = _hadamard(width & -width, x.device)
     return (x.reshape(*x.shape[:-1], width // len(matrix), len(matrix)) @ matrix).reshape(x.shape)
+
+
+def _turned_alone(x: Tensor) -> Tensor:
+    """Return `turned(x)`, to the bit the same for a head whatever the others are.
+
+    A matrix product may add in another order if there are more rows. These sums and differences cannot, but are slower.
+    """
+    width = x.shape[-1]
+    size = width & -width
+    x, shape = x.reshape(-1, size).t().contiguous(), x.shape
+    heads, half = x.shape[1], size // 2
+    while half:
+        first, second = x.view(size // (2 * half), 2, half, heads).unbind(1)
+        x = torch.stack([first + second, first - second], 1)
+        half //= 2
+    return (x.view(size, heads).t() / math.sqrt(size)).reshape(shape)
 
 
 @functools.cache

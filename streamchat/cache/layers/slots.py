@@ -106,12 +106,14 @@ class CopiedStates:
 
 def states_in(slots: CopiedStates) -> list[tuple[str, tuple[int, ...], Tensor]]:
     """Return the stacks of keys and of values, dequantized if they are codes; see `CopiedStates.stacks`."""
-    scales = {(name, layers): stack for name, layers, stack in slots.stacks if name in SCALES.values()}
+    named = [stacks for stacks in slots.stacks if stacks[0] in SCALES.values()]
+    # layers whose heads differ in size have stacks of their own, but share one of scales
+    scales = {(name, i): scale for name, layers, stack in named for i, scale in zip(layers, stack, strict=True)}
     found = []
     for name, layers, stack in slots.stacks:
         if name in SCALES:
-            scale = scales.get((SCALES[name], layers))
-            found.append((name, layers, stack if scale is None else dequantize(stack, scale)))
+            own = [scales[SCALES[name], i] for i in layers if (SCALES[name], i) in scales]
+            found.append((name, layers, dequantize(stack, torch.stack(own)) if own else stack))
     return found
 
 
