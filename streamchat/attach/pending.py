@@ -62,6 +62,13 @@ class PendingRequests:
         """Return the requests to send again."""
         return list(self._unreceived)
 
+    def paged_in(self, event: ev.TurnPagedIn) -> None:
+        """Note that a turn was paged in instead of quoted."""
+        for turn in self._turns:
+            if isinstance(turn.request, Quote) and turn.request.turn == event.turn:
+                self._turns.remove(turn)
+                return
+
     def is_own(self, event: ev.TurnFinished) -> bool:
         """Note the end of a turn; return whether this front end has requested it."""
         for turn in self._turns:

@@ -21,7 +21,7 @@ from streamchat.frontend.presenter import Line
 from streamchat.frontend.progress import ProgressLine
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext, SlashResult
-from streamchat.frontend.slash.session_commands import turn_done
+from streamchat.frontend.slash.session_commands import reply_done
 from streamchat.frontend.status import StatusBoard
 from streamchat.repl.failure import report_failure
 from streamchat.repl.others import OtherTurns
@@ -72,7 +72,7 @@ class Pipe:
             if message:
                 self._others.sent, self._others.is_waiting = message, True
                 self._engine.send(Submit(message))
-                code = self._until(turn_done)
+                code = self._until(reply_done)
             elif result is None:
                 continue
             elif result.done_when is not None:

@@ -56,3 +56,10 @@ def test_own_turns_are_told_from_those_of_others() -> None:
     assert made.busy
     assert made.is_own(missing_turn("mine"))
     assert not made.busy
+
+
+def test_a_turn_that_is_paged_in_ends_the_quote_of_it() -> None:
+    made = pending(Quote("two", "Noted.", True, turn=2), Quote("three", "Noted.", True, turn=3))
+    for turn, is_busy in ((1, True), (3, True), (2, False)):
+        made.paged_in(ev.TurnPagedIn(turn, 10, 0.1, ev.CacheState()))
+        assert made.busy == is_busy
