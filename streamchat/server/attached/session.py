@@ -86,6 +86,8 @@ class SharedSession:
         self.session, self.configuration, self._parts, self._changed = session, configuration, parts, changed
         self.history = EventHistory()
         """For the event loop's thread."""
+        self.is_dropped = False
+        """Whether it gets no events any more: another object stands for its session."""
         self._jobs: deque[Job] = deque()
 
     @property
