@@ -41,7 +41,7 @@ def turn_here(found: SearchHit, session: str | None) -> int:
 
 def undo_done(event: ev.Event) -> bool:
     """Whether the turn was undone or could not be."""
-    return isinstance(event, ev.TurnUndone) or (isinstance(event, ev.Notice) and event.level == "warning")
+    return isinstance(event, ev.TurnUndone) or (isinstance(event, ev.Notice) and event.level != "info")
 
 
 def summary_done(event: ev.Event) -> bool:

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Protocol
 
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError, describe_unexpected
-from streamchat.base.requests import Request, Stop, TurnRequest
+from streamchat.base.requests import (
+    Clear,
+    Compact,
+    CountTokens,
+    Edit,
+    OpenSession,
+    Quote,
+    Request,
+    Retry,
+    SetSystemPrompt,
+    Stop,
+    Submit,
+    TurnRequest,
+)
 from streamchat.base.sanitize import encodable
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import StartedConversation
@@ -152,7 +165,12 @@ class SharedSession:
             sender.move(wish)
 
     def _carry_out(self, job: Job, sender: Sender) -> NewSession | OtherSession | None:
-        seat = self._seat()
+        try:
+            seat = self._seat()
+        except StreamchatError:
+            if (wish := _wish_of(job.request)) is None:
+                raise
+            return wish  # the front end leaves, so it does not matter that the session cannot be restored
         hosts: list[SeatHost] = []
 
         def make_host(active: StartedConversation, archive: Archive, emit: Callable[[ev.Event], None]) -> SeatHost:
@@ -166,12 +184,22 @@ class SharedSession:
         return host.wish
 
     def _fail(self, request: Request, message: str) -> None:
-        """Publish the end of a request that could not be carried out."""
-        if isinstance(request, TurnRequest):
-            text = encodable(getattr(request, "text", ""))
-            self.publish(missing_turn(text, message))
-        elif message:
-            self.publish(ev.Notice(message, "error"))
+        """Publish the end of a request that could not be carried out: what a front end waits for."""
+        match request:
+            case CountTokens(text):
+                self.publish(ev.TextCounted(text, 0))  # a message would report it each time that somebody types
+            case Compact():
+                if message:
+                    self.publish(ev.Notice(message, "error"))
+                self.publish(ev.SummaryReady("", (0, 0)))
+            case Submit(text) | Edit(text) | Quote(text):
+                self.publish(missing_turn(encodable(text), message))
+            case Retry():
+                self.publish(missing_turn("", message))
+            case _ if message:
+                self.publish(ev.Notice(message, "error"))
+            case _:
+                pass
 
     def _seat(self) -> Seat:
         """Return the seat of the session, which is restored there if it is not live."""
@@ -235,3 +263,16 @@ class SharedSession:
             if conversation.shown:
                 events.append(ev.TextDelta(running.number, conversation.shown))
         return tuple(events)
+
+
+def _wish_of(request: Request) -> NewSession | OtherSession | None:
+    """Return where a request moves its front end; None if it stays."""
+    match request:
+        case Clear():
+            return NewSession(None)
+        case SetSystemPrompt(text):
+            return NewSession(encodable(text))
+        case OpenSession(session):
+            return OtherSession(session)
+        case _:
+            return None
