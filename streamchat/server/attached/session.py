@@ -248,7 +248,8 @@ class SharedSession:
         if seat.restored is not None:
             resumed = seat.restored.applied_to(resumed)
             notices, seat.restored = seat.restored.notices, None
-        running = next((turn for turn in conversation.log.turns[-1:] if turn.end is None), None)
+        newest = () if conversation.is_muted else conversation.log.turns[-1:]  # else it is a summary
+        running = next((turn for turn in newest if turn.end is None), None)
         if resumed.turns or running is not None or resumed.restored_message:
             if resumed.session:
                 events.append(ev.SessionOpened(resumed.session))
