@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from streamchat.attach.frames import Asked
 from streamchat.base import events as ev
-from streamchat.base.requests import Compact, Edit, Quote, Request, Retry, Submit, TurnRequest
+from streamchat.base.requests import Compact, Edit, Quote, Request, Retry, Submit, TurnRequest, Undo
 from streamchat.base.sanitize import encodable
 from streamchat.engine.missing_turn import missing_turn
 
@@ -33,6 +33,8 @@ class PendingRequests:
         self._last = 0
         self._unreceived: list[Asked] = []
         self._turns: list[_Turn] = []
+        self._edits = False
+        """Whether the user wants to edit the message of the turn to be undone."""
 
     @property
     def busy(self) -> bool:
@@ -50,6 +52,7 @@ class PendingRequests:
         self._last += 1
         asked = Asked(self._last, request)
         self._unreceived.append(asked)
+        self._edits |= isinstance(request, Undo) and request.to_edit
         if isinstance(request, TurnRequest):
             self._turns.append(_Turn(self._last, request))
         return asked
@@ -77,12 +80,18 @@ class PendingRequests:
                 return True
         return False
 
-    def summarized(self) -> None:
-        """Note the end of a summary."""
+    def summarized(self) -> bool:
+        """Note the end of a summary; return whether this front end has requested it."""
         for turn in self._turns:
             if isinstance(turn.request, Compact):
                 self._turns.remove(turn)
-                return
+                return True
+        return False
+
+    def undone_to_edit(self) -> bool:
+        """Note that a turn was undone to edit its message; return whether this front end has requested it."""
+        is_own, self._edits = self._edits, False
+        return is_own
 
     def ends_before(self, events: Iterable[ev.Event], unfinished: Collection[int]) -> list[ev.Event]:
         """Return the ends of the turns whose end was missed, given a new state of the session.

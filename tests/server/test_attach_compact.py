@@ -11,7 +11,7 @@ import pytest
 
 from streamchat.base import events as ev
 from streamchat.base.errors import TurnError
-from streamchat.base.requests import Compact, Stop
+from streamchat.base.requests import Compact, Stop, Undo
 from streamchat.conversation import summarize as summarizing
 from streamchat.conversation.conversation import Conversation
 from tests.support.api_server import serving
@@ -56,3 +56,21 @@ def test_a_summary_lets_others_work_and_can_be_stopped(tmp_path: Path, monkeypat
             assert not gives_up.is_set()
             assert late.turn("second").stats.turn == 2
         timer.cancel()
+
+
+def test_what_goes_to_the_input_goes_to_the_one_that_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of a summary, and the message of `/edit`: others do not find them among what they type."""
+    monkeypatch.setattr(summarizing, "summarize", lambda *_: ev.SummaryReady("a summary", (1, 1)))
+    with serving(tmp_path) as api, attached(api, new=True) as front:
+        front.turn("first")
+        with attached(api, front.attached.session) as other:
+            front.engine.send(Compact())
+            front.engine.send(Undo(to_edit=True))
+            other.wait(ev.TurnUndone)
+            other.turn("second")
+            other.engine.send(Undo(to_edit=True))
+            for each, is_own in ((front, [True, False]), (other, [False, True])):
+                assert each.wait(ev.SummaryReady).text == ("a summary" if is_own[0] else "")
+                each.wait(ev.TurnUndone, 2)
+                assert [event.to_edit for event in each.of(ev.TurnUndone)] == is_own
+                assert not each.engine.busy
