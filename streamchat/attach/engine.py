@@ -320,6 +320,9 @@ class AttachedEngine:
                     is_own = self._pending.is_own(event)
                 if event.rolled_back and not is_own:
                     event = replace(event, text="")  # it is for whoever wrote it
+            case ev.TextCounted():
+                with self._lock:
+                    self._pending.counted(event)
             case ev.TurnPagedIn():
                 with self._lock:
                     self._pending.paged_in(event)

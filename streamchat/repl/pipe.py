@@ -6,6 +6,7 @@ A line is read only after the previous reply has ended, so endless input needs n
 from __future__ import annotations
 
 import queue
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, TextIO
@@ -119,8 +120,9 @@ class Pipe:
 
     def _wait_for_command(self) -> int | None:
         """Handle events until the engine has carried out a command; returns an exit code if the engine ended before."""
-        self._engine.send(CountTokens(""))  # requests are answered in order
-        return self._until(lambda event: isinstance(event, ev.TextCounted))
+        mark = secrets.token_hex(8)  # another front end of the session may count tokens as well
+        self._engine.send(CountTokens(mark))  # requests are answered in order
+        return self._until(lambda event: isinstance(event, ev.TextCounted) and event.text == mark)
 
     def _drain(self) -> int | None:
         """Handle queued events; returns an exit code if the engine ended."""
