@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamchat.base import events as ev
-from streamchat.base.requests import Quote, Submit
+from streamchat.base.requests import Quote, Stop, Submit
 from streamchat.server import known
 from streamchat.server.attached import sessions as shared_sessions
+from streamchat.server.options import Options
 from tests.support.api_server import Running, serving
 
 pytest.importorskip("websockets", reason="the package websockets is not installed")
@@ -94,3 +96,25 @@ def test_the_session_of_a_front_end_stays_known(api: Running, front: Front, monk
         api.respond(f"of another client {number}")
     assert len(ours) == 1
     assert api.server.model.known.get(front.attached.session) is ours[0]
+
+
+def test_a_message_that_waits_for_a_seat_can_be_stopped(tmp_path: Path) -> None:
+    options = Options(port=0, live=1)
+    with (
+        serving(tmp_path, options=options) as api,
+        attached(api, new=True) as front,
+        attached(api, new=True) as other,
+    ):
+        other.turn("has the only seat")
+        busy = api.server.model.known.get(other.attached.session)
+        assert busy is not None
+        api.on_model_thread(lambda: setattr(busy, "is_busy", True))  # as during a reply
+        try:
+            front.engine.send(Submit("waits"))
+            front.engine.send(Stop())
+            stopped = front.wait(ev.TurnFinished, timeout_s=20)
+        finally:
+            busy.is_busy = False
+            api.server.model.scheduler.wake()
+        assert (stopped.text, stopped.rolled_back, stopped.finish_reason) == ("waits", True, "cancelled")
+        assert front.turn("and now?").stats.turn == 1

@@ -32,7 +32,7 @@ from streamchat.engine.jobs import Job
 from streamchat.engine.missing_turn import missing_turn
 from streamchat.server.attached.history import EventHistory
 from streamchat.server.attached.host import NewSession, OtherSession, SeatHost
-from streamchat.server.claims import Claims
+from streamchat.server.claims import Claims, Owner
 from streamchat.server.known import KnownSession, KnownSessions
 from streamchat.server.live_sessions import CallCancelledError, LiveSessions
 from streamchat.server.scheduler import Scheduler
@@ -166,7 +166,7 @@ class SharedSession:
 
     def _carry_out(self, job: Job, sender: Sender) -> NewSession | OtherSession | None:
         try:
-            seat = self._seat()
+            seat = self._seat(job)
         except StreamchatError:
             if (wish := _wish_of(job.request)) is None:
                 raise
@@ -201,15 +201,20 @@ class SharedSession:
             case _:
                 pass
 
-    def _seat(self) -> Seat:
-        """Return the seat of the session, which is restored there if it is not live."""
+    def _seat(self, owner: Owner) -> Seat:
+        """Return the seat of the session, which is restored there if it is not live.
+
+        Raises:
+            StreamchatError: It cannot be restored.
+            CallCancelledError: `owner` was stopped while all seats were busy.
+        """
         session = self.session
         is_new = not (session.is_live or session.is_saved)
         is_lost = is_new and bool(session.keys)
         if is_new:
             session.cut_after(0)
         was_live, before = session.is_live, list(session.keys)
-        seat = self._parts.live.seat_of(session, self._parts.closing, is_new=is_new)
+        seat = self._parts.live.seat_of(session, owner, is_new=is_new)
         if is_new:
             self._parts.known.add(session)
         if before and not was_live and not is_new and session.keys != before:
@@ -233,11 +238,11 @@ class SharedSession:
         session, parts = self.session, self._parts
         parts.scheduler.wait(lambda: session.is_live or not session.is_busy)
         if session.is_live:
-            return self._described(self._seat())
+            return self._described(self._seat(parts.closing))
         owner = Closing()
         parts.claims.claim(owner, session)
         try:
-            return self._described(self._seat())
+            return self._described(self._seat(parts.closing))
         finally:
             parts.claims.free(owner)
 
