@@ -46,7 +46,8 @@ def parse_address(text: str, token: str = "") -> Address:
     try:
         parts = urlsplit(given)
         port = parts.port
-    except ValueError:
+        (parts.hostname or "").encode("idna")  # as when its address is looked up
+    except ValueError:  # also UnicodeError: a part of the name is empty or too long
         parts, port = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
         raise ConfigError(f"{text!r} is not the URL of a server; it looks like {DEFAULT_URL}")

@@ -113,6 +113,8 @@ class Connection:
 
 
 def _open(address: Address, query: dict[str, str]) -> ClientConnection:
+    import ssl
+
     from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
     from websockets.sync.client import connect
 
@@ -136,6 +138,11 @@ def _open(address: Address, query: dict[str, str]) -> ClientConnection:
         what = "is not a server that a front end can attach to"
         raise AttachError(
             f"{address.url} {what} ({short(first_line(error))}); give the address that it printed"
+        ) from None
+    except ssl.SSLError as error:
+        raise AttachError(
+            f"no secure connection to {address.url} ({short(reason_of(error))}); use http:// if the server is not "
+            "behind a proxy with TLS, else check the certificate of the proxy"
         ) from None
     except TimeoutError:
         raise AttachError(f"{address.url} does not answer; check the address, or start `streamchat serve`") from None

@@ -320,9 +320,21 @@ class AttachedEngine:
                     is_own = self._pending.is_own(event)
                 if event.rolled_back and not is_own:
                     event = replace(event, text="")  # it is for whoever wrote it
+            case ev.TextCounted():
+                with self._lock:
+                    self._pending.counted(event)
+            case ev.TurnPagedIn():
+                with self._lock:
+                    self._pending.paged_in(event)
             case ev.SummaryReady():
                 with self._lock:
-                    self._pending.summarized()
+                    is_own = self._pending.summarized()
+                if not is_own:
+                    event = replace(event, text="")  # it goes to the input of whoever asked for it
+            case ev.TurnUndone(to_edit=True):
+                with self._lock:
+                    is_own = self._pending.undone_to_edit()
+                event = replace(event, to_edit=is_own)
             case _:
                 pass
         self._publish(event)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from streamchat.attach.frames import Asked
 from streamchat.base import events as ev
-from streamchat.base.requests import Compact, Edit, Quote, Request, Retry, Submit, TurnRequest
+from streamchat.base.requests import Compact, CountTokens, Edit, Quote, Request, Retry, Submit, TurnRequest, Undo
 from streamchat.base.sanitize import encodable
 from streamchat.engine.missing_turn import missing_turn
 
@@ -33,6 +33,10 @@ class PendingRequests:
         self._last = 0
         self._unreceived: list[Asked] = []
         self._turns: list[_Turn] = []
+        self._counts: dict[int, str] = {}
+        """The texts whose tokens are to be counted, by the number of the request."""
+        self._edits = False
+        """Whether the user wants to edit the message of the turn to be undone."""
 
     @property
     def busy(self) -> bool:
@@ -50,6 +54,9 @@ class PendingRequests:
         self._last += 1
         asked = Asked(self._last, request)
         self._unreceived.append(asked)
+        if isinstance(request, CountTokens):
+            self._counts[self._last] = request.text
+        self._edits |= isinstance(request, Undo) and request.to_edit
         if isinstance(request, TurnRequest):
             self._turns.append(_Turn(self._last, request))
         return asked
@@ -62,6 +69,13 @@ class PendingRequests:
         """Return the requests to send again."""
         return list(self._unreceived)
 
+    def paged_in(self, event: ev.TurnPagedIn) -> None:
+        """Note that a turn was paged in instead of quoted."""
+        for turn in self._turns:
+            if isinstance(turn.request, Quote) and turn.request.turn == event.turn:
+                self._turns.remove(turn)
+                return
+
     def is_own(self, event: ev.TurnFinished) -> bool:
         """Note the end of a turn; return whether this front end had requested it."""
         for turn in self._turns:
@@ -70,17 +84,28 @@ class PendingRequests:
                 return True
         return False
 
-    def summarized(self) -> None:
-        """Note the end of a summary."""
+    def summarized(self) -> bool:
+        """Note the end of a summary; return whether this front end has requested it."""
         for turn in self._turns:
             if isinstance(turn.request, Compact):
                 self._turns.remove(turn)
-                return
+                return True
+        return False
+
+    def counted(self, event: ev.TextCounted) -> None:
+        """Note that the tokens of a text were counted."""
+        self._counts = {number: text for number, text in self._counts.items() if text != event.text}
+
+    def undone_to_edit(self) -> bool:
+        """Note that a turn was undone to edit its message; return whether this front end has requested it."""
+        is_own, self._edits = self._edits, False
+        return is_own
 
     def ends_before(self, events: Iterable[ev.Event], unfinished: Collection[int]) -> list[ev.Event]:
-        """Return events that end the turns whose end was missed, given a new state of the session.
+        """Return the ends of the requests whose end was missed, given a new state of the session.
 
-        If the session does not have a message, its turn counts as rolled back, and the message returns to the input.
+        A message that the session does not have is given back: its turn counts as rolled back. Tokens that were not
+        counted are reported as 0.
 
         Args:
             events: The events of the state.
@@ -95,7 +120,9 @@ class PendingRequests:
                 known += [turn.text for turn in event.turns[-NEWEST:]] + [event.restored_message]
             elif isinstance(event, ev.TurnStarted):
                 known.append(event.text)
-        return [_end_of(turn, known) for turn in gone]
+        counted = [ev.TextCounted(text, 0) for number, text in self._counts.items() if number not in waiting]
+        self._counts = {number: text for number, text in self._counts.items() if number in waiting}
+        return [*(_end_of(turn, known) for turn in gone), *counted]
 
 
 def _end_of(turn: _Turn, known: list[str]) -> ev.Event:

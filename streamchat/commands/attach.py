@@ -106,8 +106,14 @@ def _token(file: str) -> str:
     from streamchat.server.access import read_token
 
     path = paths.user_path(Path(file))
-    if not path.exists():
-        raise ConfigError(f"the token file {path} does not exist; give the file that the server named at its start")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"the token file {path} does not exist; give the file that the server named at its start"
+        ) from None
+    except OSError:
+        pass  # `read_token` says why
     return read_token(path)[0]
 
 

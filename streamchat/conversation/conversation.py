@@ -103,6 +103,8 @@ class Conversation:
         self._text: ReplyText | None = None
         self.find_evicted: FindEvicted = lambda wanted: ()
         """Finds evicted tokens that are no longer in memory."""
+        self.is_muted = False
+        """Whether its newest turn is a hidden one, inside a block of `muted`."""
         self.system_tokens = 0
         """Length of the system block, the first of the token log."""
         self.start_over(chat_format)
@@ -216,11 +218,12 @@ class Conversation:
         """Emit no events and use `settings` inside the block. For a turn that is undone before the block ends."""
         emit, self._emit = self._emit, lambda event: None
         own, self.settings = self.settings, settings
+        self.is_muted = True
         try:
             with self.rollback.hidden_turn():
                 yield
         finally:
-            self._emit, self.settings = emit, own
+            self._emit, self.settings, self.is_muted = emit, own, False
 
     def close_cut_reply(self, ids: Sequence[int]) -> None:
         """Close the newest turn, whose reply was cut off; `ids` are the reply's ids, the last of cache and log."""

@@ -75,13 +75,8 @@ class TurnRunner:
     def _outcome(self, job: Job, text: str, reply: str | None) -> TurnOutcome:
         if job.cancelled.is_set():
             return self._failed_outcome("cancelled")
-
-        def cancelled() -> bool:
-            self._pause()
-            return job.cancelled.is_set()
-
         try:
-            return self._host.active.conversation.run_turn(text, cancelled, reply)
+            return self._host.active.conversation.run_turn(text, lambda: self._is_cancelled(job), reply)
         except TurnError as error:
             _log.warning("turn failed", exc_info=True)
             return self._failed_outcome("error", str(error), error.failure)
@@ -89,6 +84,11 @@ class TurnRunner:
             _log.exception("turn failed")
             why = f"the turn failed and was rolled back: {describe_unexpected(error)}"
             return self._failed_outcome("error", why, "other")
+
+    def _is_cancelled(self, job: Job) -> bool:
+        """Return whether the job was stopped; called before each forward pass."""
+        self._pause()
+        return job.cancelled.is_set()
 
     def replace(self, job: Job, text: str | None = None) -> None:
         """Undo the newest turn and reply to `text` instead; None replies to its own message again."""
@@ -185,7 +185,7 @@ class TurnRunner:
         job.running = True
         summary = ev.SummaryReady("", (0, 0))
         try:
-            summary = summarize(self._host.active.conversation, job.cancelled.is_set, self._emit)
+            summary = summarize(self._host.active.conversation, lambda: self._is_cancelled(job), self._emit)
         except StreamchatError as error:
             self._emit(ev.Notice(str(error), "warning"))
         except Exception as error:

@@ -6,6 +6,7 @@ A line is read only after the previous reply has ended, so endless input needs n
 from __future__ import annotations
 
 import queue
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, TextIO
@@ -21,7 +22,7 @@ from streamchat.frontend.presenter import Line
 from streamchat.frontend.progress import ProgressLine
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext, SlashResult
-from streamchat.frontend.slash.session_commands import turn_done
+from streamchat.frontend.slash.session_commands import reply_done
 from streamchat.frontend.status import StatusBoard
 from streamchat.repl.failure import report_failure
 from streamchat.repl.others import OtherTurns
@@ -72,7 +73,7 @@ class Pipe:
             if message:
                 self._others.sent, self._others.is_waiting = message, True
                 self._engine.send(Submit(message))
-                code = self._until(turn_done)
+                code = self._until(reply_done)
             elif result is None:
                 continue
             elif result.done_when is not None:
@@ -119,8 +120,9 @@ class Pipe:
 
     def _wait_for_command(self) -> int | None:
         """Handle events until the engine has carried out a command; returns an exit code if the engine ended before."""
-        self._engine.send(CountTokens(""))  # requests are answered in order
-        return self._until(lambda event: isinstance(event, ev.TextCounted))
+        mark = secrets.token_hex(8)  # another front end of the session may count tokens as well
+        self._engine.send(CountTokens(mark))  # requests are answered in order
+        return self._until(lambda event: isinstance(event, ev.TextCounted) and event.text == mark)
 
     def _drain(self) -> int | None:
         """Handle queued events; returns an exit code if the engine ended."""

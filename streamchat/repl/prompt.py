@@ -26,7 +26,7 @@ from streamchat.frontend import mentions
 from streamchat.frontend.progress import ProgressLine
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext
-from streamchat.frontend.slash.session_commands import turn_done
+from streamchat.frontend.slash.session_commands import reply_done
 from streamchat.frontend.status import StatusBoard
 from streamchat.frontend.suspend import stop_process
 from streamchat.frontend.typed_history import TypedHistory
@@ -182,7 +182,7 @@ class Prompt:
         self._others.sent = expanded.text
         self._engine.send(Submit(expanded.text))
         # restore the text as typed, without the contents of files
-        return given if await self._wait(turn_done) else ""
+        return given if await self._wait(reply_done) else ""
 
     async def _wait(self, done_when: Callable[[ev.Event], bool]) -> str:
         """Wait until `done_when` is true for an event; returns the text to put into the input."""
@@ -233,12 +233,12 @@ class Prompt:
             case ev.TurnStarted():
                 if self._interrupts:  # Ctrl+C was pressed before the turn started
                     self._engine.send(Stop())
-            case ev.TurnFinished() | ev.TurnUndone() | ev.SummaryReady() | ev.ConversationResumed():
+            case ev.TurnFinished() | ev.TurnPagedIn() | ev.TurnUndone() | ev.SummaryReady() | ev.ConversationResumed():
                 self._recent.append(event)
             case ev.Notice() if event.level != "info":
                 self._recent.append(event)
                 self._answered = True
-            case ev.ConversationCleared() | ev.Notice() | ev.TurnPinned() | ev.TurnPagedIn() | ev.SettingChanged():
+            case ev.ConversationCleared() | ev.Notice() | ev.TurnPinned() | ev.SettingChanged():
                 self._answered = True
                 if isinstance(event, ev.Notice) and event.level == "error":
                     self._loading = False  # /model failed

@@ -94,7 +94,8 @@ class _Guard:
             if scope["path"] == PATH and self._attach is not None:
                 await self._attach(scope, receive, send)  # checks the access by itself
             else:
-                await send({"type": "websocket.close", "code": 1008})
+                await send({"type": "websocket.http.response.start", "status": 404, "headers": []})
+                await send({"type": "websocket.http.response.body", "body": b"no front ends are served here"})
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)

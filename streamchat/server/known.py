@@ -113,6 +113,8 @@ class KnownSession:
     """Whether its cache is in memory."""
     is_busy: bool = False
     """Whether a request works on it."""
+    is_shared: bool = False
+    """Whether front ends look at it, or did lately."""
     used: int = field(default_factory=lambda: next(_clock))
     """Larger than that of every session that was used earlier."""
 
@@ -207,7 +209,7 @@ class KnownSessions:
         self._sessions[session.id] = session
         if len(self._sessions) > MAX_KNOWN:
             for each in self:
-                if each.is_saved and not each.is_live and not each.is_busy:
+                if each.is_saved and not (each.is_live or each.is_busy or each.is_shared):
                     self.remove(each)
                     break
 

@@ -117,7 +117,7 @@ class EvictedArchive:
     def find(self, wanted: Sequence[Run]) -> list[EvictedTokens]:
         """Return the archived tokens of this conversation with some of the log indices in `wanted`.
 
-        Damaged pages, and pages of another model, dtype, or text, are skipped. What is not written yet is found as well.
+        Damaged pages, and pages of another model, dtype, or text, are skipped. What is not written yet is found, too.
         """
         session, found = self._session(), list(self._pending)
         if self._writer is None or session is None:

@@ -41,10 +41,12 @@ class MessageSize:
         self._ask()
 
     def counted(self, text: str, tokens: int) -> None:
-        """Store the engine's answer, or ask again if the text has changed."""
+        """Store the engine's answer, or ask again if the text has changed. No tokens: it could not count them."""
+        if text != self._asked:
+            return  # another front end of the session has asked
         self._asked = None
         if text == self._whole:
-            self._tokens = tokens
+            self._tokens = tokens or None
         else:
             self._ask()
 

@@ -30,7 +30,19 @@ def test_an_address(given: str, url: str, socket: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["", "ftp://x", "http://", "http://x:99999", "http://user@x", "http://x?y", "http://[::1", "http://x#y"]
+    "given",
+    [
+        "",
+        "ftp://x",
+        "http://",
+        "http://x:99999",
+        "http://user@x",
+        "http://x?y",
+        "http://[::1",
+        "http://x#y",
+        "http://x..y",
+        f"http://{'x' * 64}.org",
+    ],
 )
 def test_what_is_not_an_address(given: str) -> None:
     with pytest.raises(ConfigError, match=r"is not the URL of a server; it looks like http://127\.0\.0\.1:8080"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamchat.attach.pending import PendingRequests
 from streamchat.base import events as ev
-from streamchat.base.requests import Compact, Edit, Quote, Request, Retry, Submit, Undo
+from streamchat.base.requests import Compact, CountTokens, Edit, Quote, Request, Retry, Submit, Undo
 from streamchat.engine.missing_turn import missing_turn
 
 
@@ -56,3 +56,18 @@ def test_own_turns_are_told_from_those_of_others() -> None:
     assert made.busy
     assert made.is_own(missing_turn("mine"))
     assert not made.busy
+
+
+def test_a_turn_that_is_paged_in_ends_the_quote_of_it() -> None:
+    made = pending(Quote("two", "Noted.", True, turn=2), Quote("three", "Noted.", True, turn=3))
+    for turn, is_busy in ((1, True), (3, True), (2, False)):
+        made.paged_in(ev.TurnPagedIn(turn, 10, 0.1, ev.CacheState()))
+        assert made.busy == is_busy
+
+
+def test_a_count_that_was_lost_is_ended() -> None:
+    """A pipe waits for it."""
+    made = pending(CountTokens("counted"), CountTokens("lost"), CountTokens("not received"), received=2)
+    made.counted(ev.TextCounted("counted", 3))
+    assert made.ends_before((resumed(),), ()) == [ev.TextCounted("lost", 0)]
+    assert made.ends_before((resumed(),), ()) == []

@@ -19,6 +19,7 @@ handle = Owner.handle
 
 def handle_slowly(owner: Owner, job: Job) -> None:
     if isinstance(job.request, Pin):
+        owner._emit(ev.TextCounted("the draft of another front end", 6))
         time.sleep(0.3)
     handle(owner, job)
 

@@ -61,6 +61,7 @@ def test_the_front_ends_need_neither_torch_nor_transformers() -> None:
         (["foo://x"], ExitCode.USAGE, "'foo://x' is not the URL of a server"),
         (["--new", "--session", "x"], ExitCode.USAGE, "--new and --session exclude each other"),
         (["--token-file", "/nowhere/token"], ExitCode.USAGE, "the token file /nowhere/token does not exist"),
+        (["--token-file", "x" * 300], ExitCode.USAGE, "cannot be used (File name too long); give another --token-file"),
         (["--model", "x"], ExitCode.USAGE, "unexpected argument --model"),
     ],
 )
@@ -71,6 +72,24 @@ def test_a_start_that_fails_is_one_sentence(
     assert cli.main(["attach", *(each.format(free=free) for each in arguments)]) == code
     printed = capsys.readouterr().err
     assert sentence.format(free=free) in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "sentence"),
+    [
+        ("https", "", "no secure connection to https://127.0.0.1:{port} ("),
+        ("http", "/v1/chat", "http://127.0.0.1:{port}/v1/chat serves no front ends; it may be an older version"),
+        ("http", "/v1/attach", "http://127.0.0.1:{port}/v1/attach serves no front ends; it may be an older version"),
+    ],
+)
+def test_a_wrong_form_of_the_address_is_one_sentence(
+    api: Running, capsys: pytest.CaptureFixture[str], kind: str, path: str, sentence: str
+) -> None:
+    port = api.server.port
+    assert cli.main(["attach", f"{kind}://127.0.0.1:{port}{path}"]) == ExitCode.FAILURE
+    printed = capsys.readouterr().err
+    assert sentence.format(port=port) in printed
     assert printed.count("\n") == 1
 
 

@@ -55,3 +55,14 @@ def test_files_count_as_what_they_hold() -> None:
     assert size.summary("see @short.txt", CACHE) == "12 tokens in 6 lines, 90 fit"
     size.measure("see @missing.txt")  # told when it is sent
     assert len(asked) == 1
+
+
+def test_answers_for_other_front_ends_are_not_its_own() -> None:
+    asked: list[str] = []
+    size = MessageSize(asked.append)
+    size.measure(LONG)
+    size.counted("the draft of another front end", 5)
+    assert asked == [LONG]
+    size.counted(LONG, 0)  # the server could not count them
+    assert asked == [LONG]
+    assert size.summary(LONG, CACHE).startswith("about 250 tokens")

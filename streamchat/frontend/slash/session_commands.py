@@ -24,6 +24,11 @@ MAX_SESSIONS = 10
 MAX_RESULTS = 12
 
 
+def reply_done(event: ev.Event) -> bool:
+    """Whether the turn of a message has ended."""
+    return isinstance(event, ev.TurnFinished)
+
+
 def turn_done(event: ev.Event) -> bool:
     """Whether a turn has ended, or an evicted one was paged in instead."""
     return isinstance(event, ev.TurnFinished | ev.TurnPagedIn)
@@ -36,7 +41,7 @@ def turn_here(found: SearchHit, session: str | None) -> int:
 
 def undo_done(event: ev.Event) -> bool:
     """Whether the turn was undone or could not be."""
-    return isinstance(event, ev.TurnUndone) or (isinstance(event, ev.Notice) and event.level == "warning")
+    return isinstance(event, ev.TurnUndone) or (isinstance(event, ev.Notice) and event.level != "info")
 
 
 def summary_done(event: ev.Event) -> bool:
@@ -94,7 +99,7 @@ class SessionCommands:
         if not context.board.turns:
             return SlashResult("no reply to regenerate yet", error=True)
         context.engine.send(Retry())
-        return SlashResult(done_when=turn_done)
+        return SlashResult(done_when=reply_done)
 
     def edit(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/edit [TEXT]`."""
@@ -104,7 +109,7 @@ class SessionCommands:
             context.engine.send(Undo(to_edit=True))
             return SlashResult(done_when=undo_done)
         context.engine.send(Edit(argument))
-        return SlashResult(done_when=turn_done)
+        return SlashResult(done_when=reply_done)
 
     # --- search and quote -----------------------------------------------------------------------------------------
 
@@ -125,7 +130,7 @@ class SessionCommands:
         """Run `/quote N`."""
         found = self._chosen("/quote", argument)
         context.engine.send(Quote(quote_prompt(found, time.time()), QUOTE_REPLY, pin=False))
-        return SlashResult(done_when=turn_done)
+        return SlashResult(done_when=reply_done)
 
     def keep(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/keep N or TEXT`."""

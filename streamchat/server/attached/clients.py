@@ -92,7 +92,11 @@ class Client:
 
     def place(self, placed: Placed) -> None:
         """Attach it to a session, and send the state."""
-        self.shared, self.leaving = placed.shared, False
+        self.shared = placed.shared
+        if placed.shared.is_dropped:  # many others came meanwhile
+            self.sessions.describe(placed.shared, self.place, self.stay)
+            return
+        self.leaving = False
         if self.connection is not None:
             self.connection.show(placed)
 

@@ -82,7 +82,7 @@ class Connection:
         client.connection = self
         await self._socket.send_text(hello_text(hello))
         shared = client.shared
-        if shared is not None and client.is_at(log) and shared.history.reaches(after):
+        if shared is not None and client.is_at(log) and shared.history.reaches(after) and not shared.is_dropped:
             self._number, self._is_placed = after, True
         elif shared is not None:
             client.sessions.describe(shared, client.place, self._refuse)

@@ -82,7 +82,8 @@ class AttachEndpoint:
                 client.wake()
 
     def _is_viewed(self, shared: SharedSession) -> bool:
-        return any(client.shared is shared for client in self._clients.connected())
+        viewed = [client.shared.session for client in self._clients.connected() if client.shared is not None]
+        return shared.session in viewed
 
 
 async def _deny(error: ApiError, receive: Receive, send: Send) -> None:

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Protocol
 
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError, describe_unexpected
-from streamchat.base.requests import Request, Stop, TurnRequest
+from streamchat.base.requests import (
+    Clear,
+    Compact,
+    CountTokens,
+    Edit,
+    OpenSession,
+    Quote,
+    Request,
+    Retry,
+    SetSystemPrompt,
+    Stop,
+    Submit,
+    TurnRequest,
+)
 from streamchat.base.sanitize import encodable
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import StartedConversation
@@ -19,7 +32,7 @@ from streamchat.engine.jobs import Job
 from streamchat.engine.missing_turn import missing_turn
 from streamchat.server.attached.history import EventHistory
 from streamchat.server.attached.host import NewSession, OtherSession, SeatHost
-from streamchat.server.claims import Claims
+from streamchat.server.claims import Claims, Owner
 from streamchat.server.known import KnownSession, KnownSessions
 from streamchat.server.live_sessions import CallCancelledError, LiveSessions
 from streamchat.server.scheduler import Scheduler
@@ -86,6 +99,8 @@ class SharedSession:
         self.session, self.configuration, self._parts, self._changed = session, configuration, parts, changed
         self.history = EventHistory()
         """Used on the event loop's thread."""
+        self.is_dropped = False
+        """Whether it gets no events any more: another object stands for its session."""
         self._jobs: deque[Job] = deque()
 
     @property
@@ -150,7 +165,12 @@ class SharedSession:
             sender.move(wish)
 
     def _carry_out(self, job: Job, sender: Sender) -> NewSession | OtherSession | None:
-        seat = self._seat()
+        try:
+            seat = self._seat(job)
+        except StreamchatError:
+            if (wish := _wish_of(job.request)) is None:
+                raise
+            return wish  # the front end leaves, so it does not matter that the session cannot be restored
         hosts: list[SeatHost] = []
 
         def make_host(active: StartedConversation, archive: Archive, emit: Callable[[ev.Event], None]) -> SeatHost:
@@ -164,22 +184,37 @@ class SharedSession:
         return host.wish
 
     def _fail(self, request: Request, message: str) -> None:
-        """Publish the end of a request that could not be carried out."""
-        if isinstance(request, TurnRequest):
-            text = encodable(getattr(request, "text", ""))
-            self.publish(missing_turn(text, message))
-        elif message:
-            self.publish(ev.Notice(message, "error"))
+        """Publish the end of a request that could not be carried out: what a front end waits for."""
+        match request:
+            case CountTokens(text):
+                self.publish(ev.TextCounted(text, 0))  # a message would report it each time that somebody types
+            case Compact():
+                if message:
+                    self.publish(ev.Notice(message, "error"))
+                self.publish(ev.SummaryReady("", (0, 0)))
+            case Submit(text) | Edit(text) | Quote(text):
+                self.publish(missing_turn(encodable(text), message))
+            case Retry():
+                self.publish(missing_turn("", message))
+            case _ if message:
+                self.publish(ev.Notice(message, "error"))
+            case _:
+                pass
 
-    def _seat(self) -> Seat:
-        """Return the seat of the session; restore the session first if it has none."""
+    def _seat(self, owner: Owner) -> Seat:
+        """Return the seat of the session, which is restored there if it is not live.
+
+        Raises:
+            StreamchatError: It cannot be restored.
+            CallCancelledError: `owner` was stopped while all seats were busy.
+        """
         session = self.session
         is_new = not (session.is_live or session.is_saved)
         is_lost = is_new and bool(session.keys)
         if is_new:
             session.cut_after(0)
         was_live, before = session.is_live, list(session.keys)
-        seat = self._parts.live.seat_of(session, self._parts.closing, is_new=is_new)
+        seat = self._parts.live.seat_of(session, owner, is_new=is_new)
         if is_new:
             self._parts.known.add(session)
         if before and not was_live and not is_new and session.keys != before:
@@ -203,11 +238,11 @@ class SharedSession:
         session, parts = self.session, self._parts
         parts.scheduler.wait(lambda: session.is_live or not session.is_busy)
         if session.is_live:
-            return self._described(self._seat())
+            return self._described(self._seat(parts.closing))
         owner = Closing()
         parts.claims.claim(owner, session)
         try:
-            return self._described(self._seat())
+            return self._described(self._seat(parts.closing))
         finally:
             parts.claims.free(owner)
 
@@ -218,7 +253,8 @@ class SharedSession:
         if seat.restored is not None:
             resumed = seat.restored.applied_to(resumed)
             notices, seat.restored = seat.restored.notices, None
-        running = next((turn for turn in conversation.log.turns[-1:] if turn.end is None), None)
+        newest = () if conversation.is_muted else conversation.log.turns[-1:]  # else it is a summary
+        running = next((turn for turn in newest if turn.end is None), None)
         if resumed.turns or running is not None or resumed.restored_message:
             if resumed.session:
                 events.append(ev.SessionOpened(resumed.session))
@@ -233,3 +269,16 @@ class SharedSession:
             if conversation.shown:
                 events.append(ev.TextDelta(running.number, conversation.shown))
         return tuple(events)
+
+
+def _wish_of(request: Request) -> NewSession | OtherSession | None:
+    """Return where a request moves its front end; None if it stays."""
+    match request:
+        case Clear():
+            return NewSession(None)
+        case SetSystemPrompt(text):
+            return NewSession(encodable(text))
+        case OpenSession(session):
+            return OtherSession(session)
+        case _:
+            return None

@@ -99,7 +99,7 @@ class SharedSessions:
         self, shared: SharedSession, placed: Callable[[Placed], None], refused: Callable[[StreamchatError], None]
     ) -> None:
         """Like `find`, for a known session."""
-        self._model.scheduler.submit(lambda: self._place(lambda: shared, placed, refused))
+        self._model.scheduler.submit(lambda: self._place(lambda: self._shared_of(shared.session), placed, refused))
 
     # --- the model's thread -----------------------------------------------------------------------------------
 
@@ -151,6 +151,7 @@ class SharedSessions:
                 return self._started(system_prompt, near)
 
     def _shared_of(self, session: KnownSession) -> SharedSession:
+        session = self._model.known.get(session.id) or session
         shared = self._shared.pop(session, None)
         if shared is None:
             if session.id not in self._model.known:
@@ -177,14 +178,19 @@ class SharedSessions:
         assert loaded is not None
         parts = SharedParts(model.scheduler, model.claims, live, model.known, loaded.advice, self._closing, self.post)
         shared = SharedSession(session, configuration, parts, lambda: self.wake(shared))
-        self._shared[session] = shared
+        self._shared[session], session.is_shared = shared, True
         self._drop_old()
         return shared
 
     def _drop_old(self) -> None:
         idle = [each for each in self._shared.values() if not self.is_viewed(each) and not each.waiting]
         for shared in idle[: max(0, len(idle) - MAX_IDLE)]:
-            del self._shared[shared.session]
+            shared.is_dropped = True
+            if self.is_viewed(shared):  # a front end has come back just now, perhaps before it could see that
+                shared.is_dropped = False
+            else:
+                del self._shared[shared.session]
+                shared.session.is_shared = False
 
     def _configuration_of(self, session: KnownSession) -> Configuration:
         """Return the settings of a session: the server's, with those saved with the session, as for a resume."""
