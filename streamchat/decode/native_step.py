@@ -13,6 +13,7 @@ from torch.nn import functional
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.codes import INT4 as INT4_DTYPE
 from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.layers.storage import CodeStorage
 from streamchat.decode.native_program import FUNCTIONS, Program, Workspace
 from streamchat.decode.spec import BlockSpec, ExpertsSpec, MlpSpec, ModelSpec
 from streamchat.kernels.library import Kernels
@@ -86,8 +87,10 @@ def _point_to(attention: Attention, layer: StreamingLayer) -> None:
     Raises:
         CacheError: The kernels do not support their format, or they have other heads.
     """
-    raw, dtype = layer.state(), layer.stored_dtype
-    keys, values = raw["keys"], raw["values"]
+    keys, values, storage, dtype = layer.keys, layer.values, layer.storage, layer.stored_dtype
+    assert keys is not None
+    assert values is not None
+    assert storage is not None
     if dtype not in CACHE_FORMATS:
         raise CacheError(f"the compiled kernels do not support a cache in {dtype}; reset it first")
     dim = 2 * keys.shape[3] if dtype == INT4_DTYPE else keys.shape[3]
@@ -99,9 +102,11 @@ def _point_to(attention: Attention, layer: StreamingLayer) -> None:
     attention.format = CACHE_FORMATS[dtype]
     attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
     attention.head_stride_bytes = keys.stride(1) * keys.element_size()
-    if "key_scales" in raw:
-        attention.key_scales, attention.value_scales = raw["key_scales"].data_ptr(), raw["value_scales"].data_ptr()
-        attention.scale_stride = raw["key_scales"].stride(1)
+    if isinstance(storage.keys, CodeStorage) and isinstance(storage.values, CodeStorage):
+        of_keys, of_values = storage.keys.scales, storage.values.scales
+        at = layer.start * of_keys.element_size()  # no view: this runs for each layer and token
+        attention.key_scales, attention.value_scales = of_keys.data_ptr() + at, of_values.data_ptr() + at
+        attention.scale_stride = of_keys.stride(1)
 
 
 class CompiledStep:
