@@ -2,8 +2,9 @@
 
 Tiny models of the families, token by token over evictions: one line of JSON for each model, dtype and step, with the
 distance of its logits from those of the forward of transformers in float32, in units of their spread, and that of the
-same forward in the dtype itself. A comparison that ends the process, as an error of the device may, costs one line: the
-others continue in a new process. Exits with 1 if a line has an error or a distance above its limit.
+same forward in the dtype itself. Families that have no such step on a GPU are left out. A comparison that ends the
+process, as an error of the device may, costs one line: the others continue in a new process. Exits with 1 if a line has
+an error or a distance above its limit.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ import torch
 from streamchat.benchmarks.figures import failure_text
 from streamchat.benchmarks.gpu.worker import BROKEN, is_device_error
 from streamchat.cache.logits import logit_distance
+from streamchat.cache.positions.strategy import choose_fit
+from streamchat.cache.streaming import StreamingCache
 from streamchat.decode.install import install, uninstall
 from streamchat.decode.report import step_report
 from streamchat.decode.steps import MEANINGS
-from tests.support.decode_models import KNOWN, cache_of, make, stream
+from tests.support.decode_models import KNOWN, make, stream
 from tests.support.families import build, text
 from tests.support.gpus import stand_in
-from tests.support.short_path_families import AVAILABLE
+from tests.support.short_path_families import AVAILABLE, WITHOUT_FUSED, WITHOUT_RECORDED
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 BUDGET, PROMPT, TOKENS = 64, 40, 120
@@ -62,18 +65,33 @@ class Comparison:
 
 def comparisons(kinds: Sequence[str], dtypes: Sequence[str], models: Sequence[str]) -> list[Comparison]:
     """Return what to compare, without figures; all models of the first dtype come first."""
-    return [Comparison(model, dtype, kind) for kind in kinds for dtype in dtypes for model in models]
+    missing = {"fused": WITHOUT_FUSED, "graph": WITHOUT_RECORDED}
+    return [
+        Comparison(model, dtype, kind)
+        for kind in kinds
+        for dtype in dtypes
+        for model in models
+        if model not in missing[kind]
+    ]
+
+
+def tiny_model(name: str) -> Any:
+    """Return the seeded float32 model of that name, with an attention that transformers has for it."""
+    if name in KNOWN:
+        return make(name)
+    return build(name, "eager" if name.startswith("gemma2") else "sdpa")
 
 
 def compare(wanted: Comparison, device: str, is_stand_in: bool) -> Comparison:
     """Return `wanted` with its figures."""
     dtype = DTYPES[wanted.dtype]
-    made: Any = make(wanted.model) if wanted.model in KNOWN else build(wanted.model)
-    model = made.to(device, dtype)
+    model = tiny_model(wanted.model).to(device, dtype)
+    fit = choose_fit(model, check_eviction=False)
     ids = text(TOKENS).to(device)
 
     def logits(of: Any) -> torch.Tensor:
-        return stream(of, cache_of(of, BUDGET), ids, PROMPT)[PROMPT:].float()
+        cache = StreamingCache(of.config, fit, cache_size=BUDGET, num_sink_tokens=4)
+        return stream(of, cache, ids, PROMPT)[PROMPT:].float()
 
     expected = logits(copy.deepcopy(model).float())
     forward_distance = 0.0 if dtype == torch.float32 else logit_distance(logits(model), expected)

@@ -28,7 +28,7 @@ from tests.support.captured_prompts import assert_same, feed, recorded
 from tests.support.decode_models import counted
 from tests.support.families import FAMILIES, build, text
 from tests.support.recorded_graphs import RecordedGraphs
-from tests.support.short_path_families import AVAILABLE
+from tests.support.short_path_families import AVAILABLE, WITHOUT_RECORDED
 
 SOME_WINDOWS = {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -161,7 +161,7 @@ def test_a_recorded_step_of_every_family_gives_the_logits_of_the_plain_forward(c
     model, graphs = _model(case), RecordedGraphs()
     expected, _, fit = _plain(case)
     changing = static_step(model) is None
-    assert changing == (case in ("llama_dynamic", "phi3_longrope"))
+    assert changing == (case in WITHOUT_RECORDED)
     if changing:
         return
     assert install_captured(model, graphs.record)
@@ -179,7 +179,7 @@ def test_recorded_prompts_of_every_family_are_those_of_the_plain_forward(
     model = _model(case)
     spec = model_spec(model)
     assert spec is not None
-    supported = not spec.experts and case not in ("llama_dynamic", "phi3_longrope")
+    supported = not spec.experts and case not in WITHOUT_RECORDED
     assert (prompt_step(model) is not None) == supported
     if not supported:
         return

@@ -59,3 +59,7 @@ COMPILED = (
 # GPT-J has sdpa in newer versions of transformers only, and the short path needs it
 WITHOUT_SDPA = () if transformers.GPTJForCausalLM._supports_sdpa else ("gptj",)
 AVAILABLE = [name for name in COMPILED if FAMILIES[name].available and name not in WITHOUT_SDPA]
+WITHOUT_RECORDED = ("llama_dynamic", "phi3_longrope")
+"""Their rotary frequencies depend on the length, so that no step on a GPU is recorded."""
+WITHOUT_FUSED = (*WITHOUT_RECORDED, "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "granitemoe", "granitemoe_shared")
+"""The fused kernels on a GPU do not compute mixtures of experts either."""
