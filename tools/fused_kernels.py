@@ -74,7 +74,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tools.fused_kernels", description="Compile the fused kernels for GPUs.")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="models (default: all)")
     parser.add_argument("--weights", choices=("native", "int8", "int4"), default="native", help="(default: native)")
-    parser.add_argument("--overlap", action="store_true", help="kernels that start while the one before them ends")
+    parser.add_argument(
+        "--no-overlap", action="store_true", help="kernels that start when the one before them has ended"
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the model")
     args = parser.parse_args()
     print("| GPU | model | kernel | programs | rows x columns | registers | spilled bytes | shared bytes |")
@@ -82,15 +84,14 @@ def main() -> int:
     spilled = 0
     for capability in CAPABILITIES:
         for name in args.shapes:
-            if args.overlap and capability < (9, 0):
-                continue
             spec = spec_of(SHAPES[name], getattr(torch, args.dtype), args.weights)
-            for launch, what in launches(spec, replace(sizes_for(capability), overlap=args.overlap)):
+            sizes = sizes_for(capability)
+            for launch, what in launches(spec, replace(sizes, overlap=sizes.overlap and not args.no_overlap)):
                 used = compile_launch(launch, capability)
                 spilled += used.spilled
-                sizes = block_of(launch)
+                block = block_of(launch)
                 print(
-                    f"| sm_{capability[0]}{capability[1]} | {name} | {what} | {used.programs} | {sizes} | "
+                    f"| sm_{capability[0]}{capability[1]} | {name} | {what} | {used.programs} | {block} | "
                     f"{used.registers} | {used.spilled} | {used.shared} |",
                     flush=True,
                 )

@@ -31,7 +31,7 @@ LIVE = 1024
 """Cached tokens."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "overlap": {"overlap": True},
+    "no overlap": {"overlap": False},
     "4 waves": {"waves": 4.0},
     "1 wave": {"waves": 1.0},
     "tile 2048": {"tile": 2048},
@@ -39,10 +39,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "8 warps, tile 8192": {"product_warps": 8, "tile": 8192},
     "8 rows": {"max_rows": 8},
     "2 warps, tile 2048": {"product_warps": 2, "tile": 2048},
-    "attention 64": {"attention_block": 64},
-    "attention 16": {"attention_block": 16},
+    "attention 128": {"attention_block": 128},
+    "attention 32": {"attention_block": 32},
+    "attention 8 warps": {"attention_warps": 8},
     "attention 3 stages": {"attention_stages": 3},
     "16 splits": {"max_splits": 16},
+    "8 splits": {"max_splits": 8},
     "tile groups 8": {"tile_groups": 8},
     "tile groups 32": {"tile_groups": 32},
 }

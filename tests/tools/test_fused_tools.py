@@ -33,7 +33,8 @@ def test_variants_are_sizes() -> None:
 
 @needs_interpreter
 @pytest.mark.parametrize("weights", ["native", "int4"])
-def test_variants_are_measured_and_compared(weights: str) -> None:
+def test_variants_are_measured_and_compared(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "overlap", {"overlap": True})
     patch_once()
     found = list(measure_shape("small", SMALL, weights, ["default", "8 rows", "overlap"], torch.device("cpu"), 1))
     assert [each.variant for each in found] == ["default", "8 rows", "overlap"]

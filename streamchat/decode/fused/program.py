@@ -220,7 +220,7 @@ class FusedProgram:
         dim, group = of.head_dim, of.num_heads // of.num_kv_heads
         qkv = self._row(operation.qkv)
         operand = _triton_type(self._operand)
-        block, warps = self._sizes.attention(self._model.dtype.itemsize)
+        block, warps = self._sizes.attention(self._model.dtype.itemsize, dim)
         arguments: dict[str, Any] = {
             "qkv": qkv,
             "out": self._row(self._attended(of)),

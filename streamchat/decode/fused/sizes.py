@@ -24,14 +24,19 @@ class Sizes:
     tile_groups: int = 16
     """Groups of 32 columns that a program reads at once of 4-bit weights in tiles; half as many of 8-bit ones."""
     product_warps: int = 4
-    attention_block: int = 32
-    """Slots that a program of attention reads at once."""
+    attention_block: int = 64
+    """Slots that a program of attention reads at once, if a head has at most 128 numbers of 16 bits."""
     attention_warps: int = 4
     attention_stages: int = 2
     max_splits: int = 64
     """Parts of the live slots that are attended to in parallel."""
     overlap: bool = False
-    """Start a kernel while the one before it ends; compute capability 9.0. Not tried on a GPU yet."""
+    """Start a kernel while the one before it ends, to read its weights (CUDA's programmatic dependent launch)."""
+
+    @classmethod
+    def of(cls, capability: tuple[int, int], multiprocessors: int) -> Sizes:
+        """Return the sizes for a compute capability, as measured with `tools.fused_sizes` on an H100."""
+        return cls(multiprocessors=multiprocessors, overlap=capability >= (9, 0))
 
     def product(self, rows: int, columns: int, matrices: int = 1) -> tuple[int, int]:
         """Return rows and columns of the block of a product; `matrices` are read at the same time."""
@@ -45,14 +50,15 @@ class Sizes:
         """Return the groups of 32 columns that a product with tiles reads at once."""
         return min(power_of_two(count), max(1, self.tile_groups * 4 // bits))
 
-    def attention(self, element_bytes: int) -> tuple[int, int]:
-        """Return the slots that a program of attention reads at once, and its warps, for keys of that many bytes.
+    def attention(self, element_bytes: int, head_dim: int) -> tuple[int, int]:
+        """Return the slots that a program of attention reads at once, and its warps, for numbers of that many bytes.
 
-        float32 is multiplied without tensor cores, from registers: a quarter of them for each thread.
+        float32 is multiplied without tensor cores, from registers: a quarter of them for each thread. Wide heads need
+        more shared memory per slot.
         """
         if element_bytes > 2:
             return min(16, self.attention_block), 2 * self.attention_warps
-        return self.attention_block, self.attention_warps
+        return min(self.attention_block, max(16, 64 * 128 // head_dim)), self.attention_warps
 
     def splits(self, num_kv_heads: int, slots: int) -> int:
         """Return the parts of an attention over at most that many slots."""

@@ -158,9 +158,9 @@ def sizes_of(device: torch.device) -> Sizes:
     if device.type != "cuda":
         return Sizes(multiprocessors=1, max_rows=64, tile=1 << 16, max_splits=4, attention_block=16)
     properties = torch.cuda.get_device_properties(device)
-    return Sizes(multiprocessors=properties.multi_processor_count)
+    return Sizes.of((properties.major, properties.minor), properties.multi_processor_count)
 
 
 def sizes_for(capability: tuple[int, int]) -> Sizes:
     """Return the block sizes for a compute capability, without a device."""
-    return Sizes(multiprocessors=MULTIPROCESSORS.get(capability, MULTIPROCESSORS[9, 0]))
+    return Sizes.of(capability, MULTIPROCESSORS.get(capability, MULTIPROCESSORS[9, 0]))
