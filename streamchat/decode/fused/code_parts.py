@@ -18,15 +18,16 @@ TINY = tl.constexpr(codes.TINY)
 INFINITY = tl.constexpr(float("inf"))
 MAGIC = tl.constexpr(12582912.0)
 """1.5 * 2**23: a float32 to which a small number is added is rounded to an integer, half to even."""
-LARGEST_MATRIX = tl.constexpr(64)
+LARGEST_MATRIX = tl.constexpr(16)
+"""Columns; larger ones take too many registers."""
 
 
 @triton.jit
 def turned(x, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Multiply each part of SIZE columns of `x`, (ROWS, COLUMNS) float32, by a Hadamard matrix.
 
-    A product with a matrix of up to 64 columns on tensor cores, in three parts of TF32, then sums and differences. ROWS
-    and COLUMNS are at least 16.
+    A product with a matrix of 16 columns on tensor cores, in three parts of TF32, then sums and differences. ROWS and
+    COLUMNS are at least 16.
     """
     matrix: tl.constexpr = SIZE if SIZE < LARGEST_MATRIX else LARGEST_MATRIX
     if matrix >= 16:
@@ -39,10 +40,9 @@ def turned(x, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
         x = tl.reshape(tl.dot(parts, signs, input_precision="tf32x3"), (ROWS, COLUMNS))
     column = tl.arange(0, COLUMNS)[None, :] + tl.zeros((ROWS, COLUMNS), tl.int32)
     for i in tl.static_range(8):
-        half: tl.constexpr = 1 << i
-        if half < SIZE and (half >= matrix or matrix < 16):
-            other = tl.gather(x, column ^ half, 1)
-            x = tl.where((column & half) > 0, other - x, x + other)
+        if (1 << i) < SIZE and ((1 << i) >= matrix or matrix < 16):
+            other = tl.gather(x, column ^ (1 << i), 1)
+            x = tl.where((column & (1 << i)) > 0, other - x, x + other)
     return x * (SIZE**-0.5)
 
 

@@ -282,21 +282,10 @@ def attend(
         query_head * query_norm_stride, qkv, num_heads * DIM, query_eps, clip, cos, sin,
         QUERY_NORM, HAS_QUERY_BIAS, IS_WHOLE, HAS_CLIP, ROTARY, INTERLEAVED, DIM, PADDED_DIM,
     )  # fmt: skip
-    if KEY_BITS > 0:
-        # the scale of scores, usually the root of 1 / DIM, makes up for what turning may add to a number
-        q = turned(q * scale, TURN, PADDED_GROUP, PADDED_DIM).to(OPERAND)
-        key_scales += head.to(tl.int64) * slots
-        value_scales += head.to(tl.int64) * slots
-    else:
-        q = q.to(keys.dtype.element_ty)
     d = tl.arange(0, PADDED_DIM)[None, :]
     is_dim = d < DIM
-    keys += head.to(tl.int64) * head_stride
-    values += head.to(tl.int64) * value_head_stride
-
-    best = tl.full((PADDED_GROUP,), float("-inf"), tl.float32)
-    total = tl.zeros((PADDED_GROUP,), tl.float32)
-    result = tl.zeros((PADDED_GROUP, PADDED_DIM), tl.float32)
+    k_new = tl.zeros((1, PADDED_DIM), tl.float32)
+    v_new = k_new
     if split == 0:
         one = tl.arange(0, 1)[:, None]
         k_new = prepared(
@@ -307,26 +296,42 @@ def attend(
         v_new = tl.load(qkv + value_start + place * value_stride + d, mask=is_dim, other=0.0)
         if HAS_CLIP:
             v_new = tl.minimum(tl.maximum(v_new, -clip), clip)
+
+    keys += head.to(tl.int64) * head_stride
+    values += head.to(tl.int64) * value_head_stride
+    if KEY_BITS > 0:
+        # the scale of scores, usually the root of 1 / DIM, makes up for what turning may add to a number
+        q = tl.where(group == GROUP, k_new, tl.where(group == GROUP + 1, v_new, q * scale))
+        q = turned(q, TURN, PADDED_GROUP, PADDED_DIM)
+        k_new = tl.sum(tl.where(group == GROUP, q, 0.0), 0)[None, :]
+        v_new = tl.sum(tl.where(group == GROUP + 1, q, 0.0), 0)[None, :]
+        q = tl.where(is_query, q, 0.0).to(OPERAND)
+        key_scales += head.to(tl.int64) * slots
+        value_scales += head.to(tl.int64) * slots
+    else:
+        q = q.to(keys.dtype.element_ty)
+
+    best = tl.full((PADDED_GROUP,), float("-inf"), tl.float32)
+    total = tl.zeros((PADDED_GROUP,), tl.float32)
+    result = tl.zeros((PADDED_GROUP, PADDED_DIM), tl.float32)
+    if split == 0:
         new_at = new.to(tl.int64)
         if KEY_BITS > 0:
-            both = turned(tl.where(group == 0, k_new, tl.where(group == 1, v_new, 0.0)), TURN, PADDED_GROUP, PADDED_DIM)
-            k_new = tl.sum(tl.where(group == 0, both, 0.0), 0)[None, :]
-            v_new = tl.sum(tl.where(group == 1, both, 0.0), 0)[None, :]
-            k_new = store_codes(keys, key_scales, new_at, k_new, KEY_BITS, DIM, PADDED_DIM)
-            v_new = store_codes(values, value_scales, new_at, v_new, VALUE_BITS, DIM, PADDED_DIM)
-            score = tl.sum(q.to(tl.float32) * k_new, 1)
+            key = store_codes(keys, key_scales, new_at, k_new, KEY_BITS, DIM, PADDED_DIM)
+            value = store_codes(values, value_scales, new_at, v_new, VALUE_BITS, DIM, PADDED_DIM)
+            score = tl.sum(q.to(tl.float32) * key, 1)
         else:
-            k_new = k_new.to(keys.dtype.element_ty)
-            v_new = v_new.to(keys.dtype.element_ty)
+            key = k_new.to(keys.dtype.element_ty)
+            value = v_new.to(values.dtype.element_ty)
             at = new_at * DIM + d
-            tl.store(keys + at, k_new, mask=is_dim)
-            tl.store(values + at, v_new, mask=is_dim)
-            score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * scale
+            tl.store(keys + at, key, mask=is_dim)
+            tl.store(values + at, value, mask=is_dim)
+            score = tl.sum(q.to(tl.float32) * key.to(tl.float32), 1) * scale
         if HAS_SOFTCAP:
             score = softcap * tanh(score / softcap)
         best = score
         total += 1.0
-        result += v_new.to(tl.float32)
+        result += value.to(tl.float32)
 
     q = q.to(OPERAND)
     begin = low + split * chunk

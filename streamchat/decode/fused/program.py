@@ -125,7 +125,10 @@ class FusedProgram:
         heads, slots = keys.shape[1:3]
         splits = self._sizes.splits(heads, slots)
         cos, sin = (keys, keys) if of.rotary is None else angles[of.rotary]
-        group, dim = launch.arguments["PADDED_GROUP"], launch.arguments["PADDED_DIM"]
+        # in the kernel, a new key and value are two more rows of the queries until they are turned
+        rows = launch.arguments["GROUP"] + (2 if scales else 0)
+        group = max(16, power_of_two(rows))  # the least rows of a product on tensor cores
+        dim = launch.arguments["PADDED_DIM"]
         size = heads * splits * group * (dim + 2)
         if size not in self._partials:
             self._partials[size] = torch.empty(size, dtype=torch.float32, device=self._device)
@@ -146,6 +149,7 @@ class FusedProgram:
             "slots": slots,
             "splits": splits,
             "ROTARY": 0 if of.rotary is None else cos.shape[0],
+            "PADDED_GROUP": group,
             "KEY_BITS": bits_of(keys.dtype),
             "VALUE_BITS": bits_of(values.dtype),
         }
@@ -250,7 +254,6 @@ class FusedProgram:
             "clip": float(of.clip or 0.0),
             "COPIES": layout.copies,
             "GROUP": group,
-            "PADDED_GROUP": max(16, power_of_two(group)),  # the least rows of a product on tensor cores
             "DIM": dim,
             "PADDED_DIM": max(16, power_of_two(dim)),
             "INTERLEAVED": of.interleaved,
