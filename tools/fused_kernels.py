@@ -1,8 +1,9 @@
 """Compiles the fused kernels of a decode step, and prints what they use: `python -m tools.fused_kernels`.
 
 Needs Triton (`pip install triton`, on Linux), but no GPU: the kernels are compiled for compute capability 8.0 and 9.0,
-at the shapes of models of 135M to 8B parameters; with `--kv-dtype`, for a cache in 8 or 4 bits. Each line has the registers of a thread, the bytes that it spills to
-memory, and the shared memory of a program. Exits with 1 if a kernel spills.
+at the shapes of models of 135M to 8B parameters; with `--kv-dtype`, for a cache in 8 or 4 bits. Each line has the
+registers of a thread, the bytes that it spills to memory, and the shared memory of a program. Exits with 1 if a kernel
+spills.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from streamchat.decode.fused.step import sizes_for
 from streamchat.decode.spec import BY_HEAD, AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec, separate
 from streamchat.decode.static import Inputs
 from streamchat.kernels.operations import GROUP, TILE
+from streamchat.models.kv_choice import DTYPES as KV_DTYPES
 from streamchat.quantization.layouts import LAYOUTS, LayoutName
 from streamchat.quantization.linear import QuantizedLinear
-from streamchat.models.kv_choice import DTYPES as KV_DTYPES
 from streamchat.quantization.weights import QuantizedWeight
 
 CAPABILITIES = ((8, 0), (9, 0))

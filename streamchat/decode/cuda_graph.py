@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Sequence
@@ -151,7 +152,7 @@ class CapturedStep:
         try:
             return self._next(ids, positions, layers)
         except Exception as error:  # whatever a driver or a library raises, the plain forward still works
-            self._give_up(f"{type(error).__name__}: {error}")
+            self.give_up(f"{type(error).__name__}: {error}")
             return None
 
     def resolve_check(self, plain: Tensor) -> Tensor:
@@ -171,9 +172,9 @@ class CapturedStep:
                     run()
                 self._checked.add(self._format)
                 return logits
-            self._give_up(f"its logits are {error:.2g} standard deviations from those of the plain forward")
+            self.give_up(f"its logits are {error:.2g} standard deviations from those of the plain forward")
         except Exception as failure:
-            self._give_up(f"{type(failure).__name__}: {failure}")
+            self.give_up(f"{type(failure).__name__}: {failure}")
         return plain
 
     def record_used(self, layers: Sequence[StreamingLayer]) -> None:
@@ -191,7 +192,7 @@ class CapturedStep:
             with torch.inference_mode(False), torch.no_grad():
                 self._record_unused(buffers, layers[0].start, slot)
         except Exception as error:
-            self._give_up(f"{type(error).__name__}: {error}")
+            self.give_up(f"{type(error).__name__}: {error}")
 
     def _record_unused(self, buffers: list[Buffers], start: int, slot: int) -> None:
         """Capture the step and check it with ids that do not stay in `buffers`."""
@@ -241,7 +242,7 @@ class CapturedStep:
         assert self._replay is not None
         error = logit_distance(self._replay(), run())
         if not error <= self._limit:
-            self._give_up(f"a replay's logits are {error:.2g} standard deviations from those of the step")
+            self.give_up(f"a replay's logits are {error:.2g} standard deviations from those of the step")
 
     @property
     def _is_checked(self) -> bool:
@@ -264,10 +265,26 @@ class CapturedStep:
         self._inputs.fill(zero, zero, slot, slot)
         return self._record(run)
 
-    def _give_up(self, reason: str) -> None:
+    def captured_for(self, layers: Sequence[StreamingLayer]) -> Run:
+        """Return the step captured for the next slot of `layers`, which must be free; for measurements."""
+        buffers, inputs = _buffers(layers), Inputs(self._inputs.ids.device)
+        assert buffers is not None
+        ids = torch.zeros(1, 1, dtype=torch.long)
+        with torch.inference_mode(False), torch.no_grad():
+            inputs.fill(ids, ids + layers[0].length, layers[0].start, layers[0].end)
+            run = self._bind(self._step, inputs, buffers, self._dtype)
+            return functools.partial(_replayed, self._record(run), run)
+
+    def give_up(self, reason: str) -> None:
+        """Disable the step, and log why."""
         self.failed, self._replay, self._pending_check = reason, None, None
         what = "decoding" if self.length == 1 else f"prompts of up to {self.length} tokens are computed"
         _log.warning("%s without %s: %s", what, self.name, reason)
+
+
+def _replayed(replay: Run, _: Run) -> Tensor:
+    """Repeat a captured run; the run itself keeps its tensors."""
+    return replay()
 
 
 def _buffers(layers: Sequence[StreamingLayer]) -> list[Buffers] | None:

@@ -142,6 +142,17 @@ def uses_fused_kernels(model: Any) -> bool:
     return isinstance(step, CapturedSteps) and step.is_fused
 
 
+def no_fused_kernels_for(model: Any, dtype: torch.dtype) -> str:
+    """Compile the fused kernels of `model` for caches in `dtype`; return why they cannot decode, '' if they can.
+
+    After an error, the fused kernels are given up, and it is logged.
+    """
+    step = getattr(model.forward, "step", None)
+    if isinstance(step, CapturedSteps):
+        return step.compile_for(dtype)
+    return f"there are no {'compiled' if input_device(model).type == 'cpu' else 'fused'} kernels"
+
+
 def record_used(model: Any, cache: StreamingCache) -> None:
     """Capture the steps of `model` for short prompts of the lengths that `cache` was fed with; not during a reply."""
     step = getattr(model.forward, "step", None)

@@ -94,7 +94,9 @@ def attention(of: AttentionSpec) -> Attend:
             attended = capped_attention(queries, keys, values, scale, cap, mask)
         else:
             attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-        return unturned(layer.buffers, attended).reshape(heads, groups, tokens, -1).permute(2, 0, 1, 3).reshape(tokens, -1)
+        return (
+            unturned(layer.buffers, attended).reshape(heads, groups, tokens, -1).permute(2, 0, 1, 3).reshape(tokens, -1)
+        )
 
     return attend
 
