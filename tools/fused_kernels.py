@@ -1,8 +1,9 @@
 """Compiles the fused kernels of a decode step, and prints what they use: `python -m tools.fused_kernels`.
 
 Needs Triton (`pip install triton`, on Linux), but no GPU: the kernels are compiled for compute capability 8.0 and 9.0,
-at the shapes of models of 135M to 8B parameters. Each line has the registers of a thread, the bytes that it spills to
-memory, and the shared memory of a program. Exits with 1 if a kernel spills.
+at the shapes of models of 135M to 8B parameters; with `--kv-dtype`, for a cache in 8 or 4 bits. Each line has the
+registers of a thread, the bytes that it spills to memory, and the shared memory of a program. Exits with 1 if a kernel
+spills.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamchat.cache.layers.storage import new_storage
 from streamchat.decode.fused.sizes import Sizes
 from streamchat.decode.fused.step import sizes_for
 from streamchat.decode.spec import BY_HEAD, AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec, separate
 from streamchat.decode.static import Inputs
 from streamchat.kernels.operations import GROUP, TILE
+from streamchat.models.kv_choice import DTYPES as KV_DTYPES
 from streamchat.quantization.layouts import LAYOUTS, LayoutName
 from streamchat.quantization.linear import QuantizedLinear
 from streamchat.quantization.weights import QuantizedWeight
@@ -78,6 +81,7 @@ def main() -> int:
         "--no-overlap", action="store_true", help="kernels that start when the one before them has ended"
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the model")
+    parser.add_argument("--kv-dtype", choices=("native", *KV_DTYPES), default="native", help="of the cache")
     args = parser.parse_args()
     print("| GPU | model | kernel | programs | rows x columns | registers | spilled bytes | shared bytes |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -86,7 +90,8 @@ def main() -> int:
         for name in args.shapes:
             spec = spec_of(SHAPES[name], getattr(torch, args.dtype), args.weights)
             sizes = sizes_for(capability)
-            for launch, what in launches(spec, replace(sizes, overlap=sizes.overlap and not args.no_overlap)):
+            sizes = replace(sizes, overlap=sizes.overlap and not args.no_overlap)
+            for launch, what in launches(spec, sizes, KV_DTYPES.get(args.kv_dtype)):
                 used = compile_launch(launch, capability)
                 spilled += used.spilled
                 block = block_of(launch)
@@ -157,14 +162,21 @@ def spec_of(shape: Shape, dtype: torch.dtype, weights: str, device: torch.device
     return ModelSpec(embedding, (rotary,), blocks, norm(), linear(hidden, shape.vocabulary, is_head=True), dtype)
 
 
-def launches(spec: ModelSpec, sizes: Sizes) -> Iterator[tuple[Any, str]]:
-    """Yield the launches of a model of one layer, with all arguments, and a name for each."""
+def launches(spec: ModelSpec, sizes: Sizes, kv_dtype: torch.dtype | None = None) -> Iterator[tuple[Any, str]]:
+    """Yield the launches of a model of one layer, with all arguments, and a name for each.
+
+    Args:
+        spec: The model.
+        sizes: How the work is divided.
+        kv_dtype: Of the cache; None for that of the model.
+    """
     from streamchat.decode.fused.program import FusedProgram
 
     program, attention = FusedProgram(spec, sizes), spec.blocks[0].attention
-    buffer = torch.empty(1, attention.num_kv_heads, SLOTS, attention.head_dim, dtype=spec.dtype, device=META)
+    like = torch.empty(1, attention.num_kv_heads, 0, attention.head_dim, device=META)
+    buffers = new_storage(like, like, SLOTS, kv_dtype or spec.dtype).buffers
     logits = torch.empty(program.vocabulary, device=META)
-    found = list(program.calls(Inputs(META), [(buffer, buffer)], logits))
+    found = list(program.calls(Inputs(META), [buffers], logits))
     names = ("embed", "qkv", "attention", "output", "up", "down", "head")
     for (launch, changing), what in zip(found, names, strict=True):
         launch.arguments |= changing

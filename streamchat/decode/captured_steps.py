@@ -9,7 +9,7 @@ import torch
 
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.token_ids import input_device
-from streamchat.decode.cuda_graph import CapturedStep, Record
+from streamchat.decode.cuda_graph import CapturedStep, Record, Run
 from streamchat.decode.eager import Step
 from streamchat.decode.fused.step import FusedStep, bind_fused
 from streamchat.decode.static_prompt import LENGTHS, prompt_step
@@ -29,7 +29,7 @@ class CapturedSteps:
     def __init__(
         self, model: Any, one: Step, record: Record, fused: FusedStep | None = None, no_fused: str = ""
     ) -> None:
-        self._no_fused = no_fused
+        self._no_fused, self._fused = no_fused, fused
         device, dtype, several = input_device(model), model.dtype, prompt_step(model)
         self._for_one = [CapturedStep(one, device, dtype, record)]
         if fused is not None:
@@ -45,6 +45,22 @@ class CapturedSteps:
         if count > 1:
             return next(step for step in self._for_prompts if count <= step.length)
         return next((step for step in self._for_one if not step.failed), self._for_one[-1])
+
+    def compile_for(self, dtype: torch.dtype) -> str:
+        """Compile the fused kernels for caches in `dtype`; return why they do not decode, '' if they do.
+
+        They are given up after an error.
+        """
+        if self._fused is not None and self.is_fused:
+            try:
+                self._fused.compile(dtype)
+            except Exception as error:  # whatever a compiler raises, there is another step
+                self._for_one[0].give_up(f"{type(error).__name__}: {error}")
+        return "" if self.is_fused else "the fused kernels do not decode here"
+
+    def captured_for(self, layers: Sequence[StreamingLayer]) -> Run:
+        """Return the step for one new token of `layers`, captured, for measurements: it writes their next slot."""
+        return self.of(1).captured_for(layers)
 
     @property
     def is_fused(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Sequence
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.logits import logit_distance
-from streamchat.decode.static import Buffers, Inputs
+from streamchat.decode.static import Inputs
 from streamchat.decode.static import bind as bind_one
 from streamchat.decode.static_prompt import bind_prompt
+from streamchat.decode.static_slots import Buffers, bits_of
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +30,8 @@ LIMITS = {torch.float32: 5e-3}
 """By dtype: largest accepted difference between two ways to compute logits, in standard deviations of the logits."""
 ROUNDED_LIMIT = 0.3
 """The same for 16-bit models, where each way rounds differently: up to 0.13 between two attention implementations of
-transformers (default model, 74 tokens), 0.4 and more for a position that is always 0."""
+transformers (default model, 74 tokens), 0.4 and more for a position that is always 0. Also for keys and values that are
+codes: two ways round some numbers to different codes."""
 
 
 Run = Callable[[], Tensor]
@@ -99,8 +102,8 @@ class CapturedStep:
 
     A step of one token is captured after `STEADY` consecutive tokens, one of several when `record_used` is called.
 
-    The first call is also computed by the plain forward, to check the step; each capture is checked against the
-    step. Any failure is logged once and disables the step: from then on every call returns None.
+    The first call on a cache of a format is also computed by the plain forward, to check the step; each capture is
+    checked against the step. Any failure is logged once and disables the step: from then on every call returns None.
 
     Args:
         step: What `bind` takes: `static_step(model)`, or `prompt_step(model)` for a `length` above 1.
@@ -128,9 +131,11 @@ class CapturedStep:
         self._bind = bind or (bind_one if length == 1 else bind_prompt)
         # weak: a deleted cache must free its memory
         self._seen: list[weakref.ref[Tensor]] = []
+        self._format: tuple[torch.dtype, ...] = ()
         self._tokens = 0
         self._replay: Run | None = None
-        self._checked = False
+        self._checked: set[tuple[torch.dtype, ...]] = set()
+        """Formats of caches for which the step was compared with the plain forward."""
         self._pending_check: tuple[Tensor, Run] | None = None
         self.failed = ""
         """Why the step is disabled; '' while it works."""
@@ -147,7 +152,7 @@ class CapturedStep:
         try:
             return self._next(ids, positions, layers)
         except Exception as error:  # whatever a driver or a library raises, the plain forward still works
-            self._give_up(f"{type(error).__name__}: {error}")
+            self.give_up(f"{type(error).__name__}: {error}")
             return None
 
     def resolve_check(self, plain: Tensor) -> Tensor:
@@ -162,14 +167,14 @@ class CapturedStep:
         logits, run = pending
         try:
             error = logit_distance(logits, plain)
-            if error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
+            if error <= self._limit:
                 with torch.inference_mode(False), torch.no_grad():
                     run()
-                self._checked = True
+                self._checked.add(self._format)
                 return logits
-            self._give_up(f"its logits are {error:.2g} standard deviations from those of the plain forward")
+            self.give_up(f"its logits are {error:.2g} standard deviations from those of the plain forward")
         except Exception as failure:
-            self._give_up(f"{type(failure).__name__}: {failure}")
+            self.give_up(f"{type(failure).__name__}: {failure}")
         return plain
 
     def record_used(self, layers: Sequence[StreamingLayer]) -> None:
@@ -177,7 +182,7 @@ class CapturedStep:
 
         The contents of the buffers do not change, not even in free slots.
         """
-        if self.failed or not self._checked or self._replay is not None or not self._tokens:
+        if self.failed or not self._is_checked or self._replay is not None or not self._tokens:
             return
         buffers = _buffers(layers)
         slot = None if buffers is None or not self._follows(buffers) else _open_slots(layers, self.length)
@@ -187,7 +192,7 @@ class CapturedStep:
             with torch.inference_mode(False), torch.no_grad():
                 self._record_unused(buffers, layers[0].start, slot)
         except Exception as error:
-            self._give_up(f"{type(error).__name__}: {error}")
+            self.give_up(f"{type(error).__name__}: {error}")
 
     def _record_unused(self, buffers: list[Buffers], start: int, slot: int) -> None:
         """Capture the step and check it with ids that do not stay in `buffers`."""
@@ -210,13 +215,14 @@ class CapturedStep:
         if not self._follows(buffers):
             tensors = [tensor for pair in buffers for tensor in pair]
             self._seen, self._tokens, self._replay = [weakref.ref(tensor) for tensor in tensors], 0, None
+            self._format = tuple(tensor.dtype for tensor in buffers[0])
         slot = _open_slots(layers, self.length)
         if slot is None:
             return None
         with torch.inference_mode(False), torch.no_grad():
             run = self._bind(self._step, self._inputs, buffers, self._dtype)
             self._tokens += 1
-            if self.length == 1 and self._checked and self._replay is None and self._tokens >= STEADY:
+            if self.length == 1 and self._is_checked and self._replay is None and self._tokens >= STEADY:
                 self._replay = self._record_with_zeros(run, slot)
                 self._inputs.fill(ids, positions, layers[0].start, slot)
                 self._check_replay(run)
@@ -224,7 +230,7 @@ class CapturedStep:
                     return None
             self._inputs.fill(ids, positions, layers[0].start, slot)
             logits = run() if self._replay is None else self._replay().clone()
-        if not self._checked:
+        if not self._is_checked:
             self._pending_check = logits, run
             return None
         for layer in layers:
@@ -235,8 +241,18 @@ class CapturedStep:
         """Give up if the captured step does not compute what the step computes from the current inputs."""
         assert self._replay is not None
         error = logit_distance(self._replay(), run())
-        if not error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
-            self._give_up(f"a replay's logits are {error:.2g} standard deviations from those of the step")
+        if not error <= self._limit:
+            self.give_up(f"a replay's logits are {error:.2g} standard deviations from those of the step")
+
+    @property
+    def _is_checked(self) -> bool:
+        """Whether the step was compared with the plain forward, for caches of the latest format."""
+        return self._format in self._checked
+
+    @property
+    def _limit(self) -> float:
+        """Largest accepted difference of the logits for the latest buffers, in standard deviations."""
+        return ROUNDED_LIMIT if any(map(bits_of, self._format)) else LIMITS.get(self._dtype, ROUNDED_LIMIT)
 
     def _follows(self, buffers: list[Buffers]) -> bool:
         """Return whether the latest call had these buffers."""
@@ -249,10 +265,26 @@ class CapturedStep:
         self._inputs.fill(zero, zero, slot, slot)
         return self._record(run)
 
-    def _give_up(self, reason: str) -> None:
+    def captured_for(self, layers: Sequence[StreamingLayer]) -> Run:
+        """Return the step captured for the next slot of `layers`, which must be free; for measurements."""
+        buffers, inputs = _buffers(layers), Inputs(self._inputs.ids.device)
+        assert buffers is not None
+        ids = torch.zeros(1, 1, dtype=torch.long)
+        with torch.inference_mode(False), torch.no_grad():
+            inputs.fill(ids, ids + layers[0].length, layers[0].start, layers[0].end)
+            run = self._bind(self._step, inputs, buffers, self._dtype)
+            return functools.partial(_replayed, self._record(run), run)
+
+    def give_up(self, reason: str) -> None:
+        """Disable the step, and log why."""
         self.failed, self._replay, self._pending_check = reason, None, None
         what = "decoding" if self.length == 1 else f"prompts of up to {self.length} tokens are computed"
         _log.warning("%s without %s: %s", what, self.name, reason)
+
+
+def _replayed(replay: Run, _: Run) -> Tensor:
+    """Repeat a captured run; the run itself keeps its tensors."""
+    return replay()
 
 
 def _buffers(layers: Sequence[StreamingLayer]) -> list[Buffers] | None:

@@ -103,7 +103,8 @@ def install_captured(model: Any, record: Record, decode: Decode = "auto") -> boo
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
         count = kwargs["input_ids"].shape[1]
         wants_more = count > 1 and kwargs.get("logits_to_keep") != 1  # a prompt step gives those of the last token
-        if wants_more or cache.dtype not in (None, model.dtype):  # the graph writes the model's dtype to the buffers
+        other = cache.dtype is not None and cache.dtype.is_floating_point and cache.dtype != model.dtype
+        if wants_more or other:  # a captured step reads and writes the model's dtype, or codes
             return plain(**kwargs)
         layers: Any = cache.layers
         chosen = captured.of(count)
@@ -139,6 +140,17 @@ def uses_fused_kernels(model: Any) -> bool:
     """Return whether fused kernels decode for `model`."""
     step = getattr(model.forward, "step", None)
     return isinstance(step, CapturedSteps) and step.is_fused
+
+
+def no_fused_kernels_for(model: Any, dtype: torch.dtype) -> str:
+    """Compile the fused kernels of `model` for caches in `dtype`; return why they cannot decode, '' if they can.
+
+    After an error, the fused kernels are given up, and it is logged.
+    """
+    step = getattr(model.forward, "step", None)
+    if isinstance(step, CapturedSteps):
+        return step.compile_for(dtype)
+    return f"there are no {'compiled' if input_device(model).type == 'cpu' else 'fused'} kernels"
 
 
 def record_used(model: Any, cache: StreamingCache) -> None:

@@ -20,9 +20,8 @@ from streamchat.decode.experts import static_experts
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.parts import Attend, Backend, Op, capped_attention, layer_norm
 from streamchat.decode.spec import AttentionSpec, NormSpec
+from streamchat.decode.static_slots import Buffers, states_for, stored, unturned
 
-Buffers = tuple[Tensor, Tensor]
-"""Keys and values of a layer, (1, num_kv_heads, slots, head_dim) each."""
 # Their angles depend on the text's length, which they read back from the device in the middle of a step.
 CHANGING_ROPES = ("dynamic", "longrope")
 
@@ -62,8 +61,7 @@ class Inputs:
 class StaticLayer:
     """One layer of the cache as a step sees it."""
 
-    keys: Tensor
-    values: Tensor
+    buffers: Buffers
     slot: Tensor
     """(1,) int64: the slot to write."""
     mask: Tensor
@@ -93,7 +91,7 @@ def bind(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.dt
         unused = (slots < inputs.start).logical_or_(slots > inputs.slot)
         mask = torch.zeros(keys.shape[2], dtype=dtype, device=keys.device).masked_fill_(unused, float("-inf"))
         mask = mask.view(1, 1, 1, -1)
-        layers = [StaticLayer(keys, values, inputs.slot, mask) for keys, values in buffers]
+        layers = [StaticLayer(each, inputs.slot, mask) for each in buffers]
         return step(inputs.ids, inputs.positions, layers)
 
     return run
@@ -112,18 +110,19 @@ def attention(of: AttentionSpec) -> Attend:
 
     def attend(layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         heads, dim = k.shape
-        layer.keys.index_copy_(2, layer.slot, k.view(1, heads, 1, dim))
-        layer.values.index_copy_(2, layer.slot, v.view(1, heads, 1, dim))
-        queries, mask = q.reshape(1, heads, -1, dim), layer.mask
+        written = stored(layer.buffers, k.view(1, heads, 1, dim), v.view(1, heads, 1, dim))
+        for buffer, part in zip(layer.buffers, written, strict=True):
+            buffer.index_copy_(2, layer.slot, part)
+        queries, keys, values = states_for(layer.buffers, q.reshape(1, heads, -1, dim))
+        mask = layer.mask
         if window is not None:
             slots = torch.arange(mask.shape[-1], device=mask.device)
             mask = mask.masked_fill(slots <= layer.slot - window, float("-inf"))
         if cap is not None:
-            return capped_attention(queries, layer.keys, layer.values, scale, cap, mask).reshape(1, -1)
-        attended = functional.scaled_dot_product_attention(
-            queries, layer.keys, layer.values, attn_mask=mask, scale=scale
-        )
-        return attended.reshape(1, -1)
+            attended = capped_attention(queries, keys, values, scale, cap, mask)
+        else:
+            attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+        return unturned(layer.buffers, attended).reshape(1, -1)
 
     return attend
 

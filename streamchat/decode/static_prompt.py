@@ -19,7 +19,8 @@ from streamchat.decode.experts import static_experts
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.parts import Attend, Backend, capped_attention
 from streamchat.decode.spec import AttentionSpec
-from streamchat.decode.static import Buffers, Inputs, changes_with_length, norm
+from streamchat.decode.static import Inputs, changes_with_length, norm
+from streamchat.decode.static_slots import Buffers, states_for, stored, unturned
 
 LENGTHS = (16, 32, 64, 128)
 """Tokens of the steps; a prompt takes the shortest that it fits into."""
@@ -29,12 +30,11 @@ LENGTHS = (16, 32, 64, 128)
 class PromptLayer:
     """One layer of the cache as a prompt step sees it."""
 
-    keys: Tensor
-    values: Tensor
+    buffers: Buffers
     slots: Tensor
     """(tokens,) int64: the slots of the tokens."""
     real: Tensor
-    """(1, 1, tokens, 1) bool: which tokens are not padding."""
+    """(tokens,) bool: which tokens are not padding."""
     mask: Tensor
     """(tokens, slots of the buffers) of the model's dtype, added to the scores: 0 or -inf."""
     last: Tensor
@@ -64,9 +64,9 @@ def bind_prompt(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: t
         slots = inputs.slot + index
         unused = (all_slots < inputs.start).logical_or(all_slots > slots[:, None])
         mask = torch.zeros(unused.shape, dtype=dtype, device=keys.device).masked_fill_(unused, float("-inf"))
-        real = (index < inputs.count).view(1, 1, -1, 1)
+        real = index < inputs.count
         last = (inputs.count - 1).clamp_(min=0)
-        layers = [PromptLayer(keys, values, slots, real, mask, last) for keys, values in buffers]
+        layers = [PromptLayer(each, slots, real, mask, last) for each in buffers]
         return step(inputs.ids, inputs.positions, layers)
 
     return run
@@ -78,8 +78,9 @@ def attention(of: AttentionSpec) -> Attend:
 
     def attend(layer: PromptLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         tokens, heads, dim = k.shape
-        _write(layer.keys, layer, k)
-        _write(layer.values, layer, v)
+        written = stored(layer.buffers, k.transpose(0, 1)[None], v.transpose(0, 1)[None])
+        for buffer, part in zip(layer.buffers, written, strict=True):
+            _write(buffer, layer, part)
         mask = layer.mask
         if window is not None:
             all_slots = torch.arange(mask.shape[-1], device=mask.device)
@@ -87,23 +88,24 @@ def attention(of: AttentionSpec) -> Attend:
         # query heads that share a key head are further queries of that head, so keys are not repeated
         grouped = q.reshape(tokens, heads, -1, dim).permute(1, 2, 0, 3)
         groups = grouped.shape[1]
-        queries = grouped.reshape(1, heads, groups * tokens, dim)
+        queries, keys, values = states_for(layer.buffers, grouped.reshape(1, heads, groups * tokens, dim))
         mask = mask.repeat(groups, 1)[None, None]
         if cap is not None:
-            attended = capped_attention(queries, layer.keys, layer.values, scale, cap, mask)
+            attended = capped_attention(queries, keys, values, scale, cap, mask)
         else:
-            attended = functional.scaled_dot_product_attention(
-                queries, layer.keys, layer.values, attn_mask=mask, scale=scale
-            )
-        return attended.reshape(heads, groups, tokens, -1).permute(2, 0, 1, 3).reshape(tokens, -1)
+            attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+        return (
+            unturned(layer.buffers, attended).reshape(heads, groups, tokens, -1).permute(2, 0, 1, 3).reshape(tokens, -1)
+        )
 
     return attend
 
 
-def _write(buffer: Tensor, layer: PromptLayer, states: Tensor) -> None:
-    """Write (tokens, heads, head_dim) `states` of the real tokens to their slots."""
+def _write(buffer: Tensor, layer: PromptLayer, part: Tensor) -> None:
+    """Write (1, heads, tokens, ...) numbers, codes or scales of the real tokens to their slots."""
     before = buffer.index_select(2, layer.slots)
-    buffer.index_copy_(2, layer.slots, torch.where(layer.real, states.transpose(0, 1)[None], before))
+    real = layer.real.view(-1, *[1] * (part.dim() - 3))
+    buffer.index_copy_(2, layer.slots, torch.where(real, part, before))
 
 
 PROMPT = Backend(norm, attention, static_experts, several=True)

@@ -20,10 +20,11 @@ from streamchat.cache.layers.codes import INT4
 from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
 from streamchat.cache.token_ids import as_input
 from streamchat.config.settings import KvDtype
-from streamchat.decode.install import is_compiled
+from streamchat.decode.install import is_compiled, no_fused_kernels_for, uses_fused_kernels
 from streamchat.kernels.build import library_path
 from streamchat.models.checked_fit import code_digest
 from streamchat.models.fingerprint import model_fingerprint
+from streamchat.models.kv_on_gpu import divergence_on_gpu, gpu_and_kernels, relative_speed_on_gpu
 from streamchat.quantization.quality import AUTO_LIMIT, TEXT, TOKENS, divergence_from
 
 _log = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ def choose_kv_dtype(
 ) -> tuple[str, tuple[str, ...]]:
     """Return the dtype for cached keys and values, and notes for the user.
 
-    `auto` chooses int8 if compiled kernels decode, and int8 was measured on this model and machine to cost at most
-    0.1 % of perplexity, and to decode as fast.
+    `auto` chooses int8 if compiled kernels decode, or fused ones on a GPU, and int8 was measured on this model and
+    machine to cost at most 0.1 % of perplexity, and to decode as fast.
 
     Args:
         model: A causal LM with its step installed.
@@ -55,14 +56,18 @@ def choose_kv_dtype(
         weights: What the weights are: `native`, `int8`, ...
         name: Name of the model, for messages.
     """
-    if asked == "native" or (asked == "auto" and not is_compiled(model)):
+    reads_codes = is_compiled(model) or uses_fused_kernels(model)
+    if asked == "native" or (asked == "auto" and not reads_codes):
         return native, ()
     if asked == "int4" and any(width % 2 for width in _head_dims(model)):
         return native, (f"kv_dtype = 'int4' cannot be used: {name} has heads of an odd size; {native} is used",)
-    if not is_compiled(model):
+    obstacle = "" if is_compiled(model) else no_fused_kernels_for(model, DTYPES[asked if asked != "auto" else "int8"])
+    if asked == "auto" and obstacle:
+        return native, ()
+    if obstacle:
         return asked, (
-            f"kv_dtype = {asked!r} saves memory only: without compiled kernels, {name} dequantizes the cache for every "
-            "token, which is slower.",
+            f"kv_dtype = {asked!r} saves memory only: {obstacle}, so {name} dequantizes the cache for every token, "
+            "which is slower.",
         )
     if asked == "auto":
         return ("int8" if _suits(model, tokenizer, native, weights) else native), ()
@@ -79,7 +84,7 @@ def _suits(model: Any, tokenizer: Any, native: str, weights: str) -> bool:
         if not loss <= LIMIT:  # also for NaN
             return False
         speed = _remembered(file, "speed", lambda: _relative_speed(model, getattr(torch, native)))
-    except (torch.OutOfMemoryError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # whatever it is, the native dtype works
         _log.warning("keys and values in int8 could not be measured: %s", describe_unexpected(error))
@@ -114,10 +119,12 @@ def _remembered(file: Path, name: str, measure: Callable[[], float]) -> float:
 def kv_divergence(model: Any, tokenizer: Any, dtype: torch.dtype) -> float:
     """Return the mean KL divergence of predictions with keys and values in `dtype` from those in float32.
 
-    In nats per token, of a model that compiled kernels decode. Both read a text in pieces, whose logits take little
-    memory.
+    In nats per token. Both read a text in pieces, whose logits take little memory. Without compiled kernels, it is the
+    divergence from the model's dtype, see `divergence_on_gpu`.
     """
     ids = as_input(model, tokenizer(TEXT, add_special_tokens=False)["input_ids"][:TOKENS])
+    if not is_compiled(model):
+        return divergence_on_gpu(model, ids, dtype)
     exact, rounded = (_layers(model, each, ids.shape[1]) for each in (torch.float32, dtype))
     total, step = 0.0, model.forward.step
     for piece in torch.split(ids, min(PIECE, step.max_tokens), dim=1):
@@ -132,8 +139,10 @@ def kv_divergence(model: Any, tokenizer: Any, dtype: torch.dtype) -> float:
 def _relative_speed(model: Any, native: torch.dtype) -> float:
     """Return the speed of a step with `SLOTS` tokens in int8 relative to `native`, by the least time of several.
 
-    Processor time on one thread: other processes hardly change it.
+    Processor time on one thread: other processes hardly change it. On a GPU, the time of captured steps.
     """
+    if not is_compiled(model):
+        return relative_speed_on_gpu(model, (native, torch.int8), SLOTS, STEPS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -183,7 +192,8 @@ def _verdict_file(model: Any, chosen: str, native: str, weights: str) -> Path:
         "model": model_fingerprint(model),
         "dtype": str(model.dtype),
         "weights": weights,
-        "kernels": library_path().stem,
-        "code": code_digest("streamchat.cache.layers"),
+        "kernels": library_path().stem if is_compiled(model) else gpu_and_kernels(model),
+        "code": code_digest("streamchat.cache.layers")
+        + ("" if is_compiled(model) else code_digest("streamchat.decode")),
     }
     return paths.cache_path("verdicts", json.dumps(conditions, sort_keys=True), ".json")

@@ -15,6 +15,8 @@ OURS = ("fused", "graph", "plain")
 """Kinds that are values of the setting `decode`."""
 KINDS = ("fused", "graph", "generate", "plain", "static")
 """Kinds in the order in which they are measured. `generate` has a growing cache, `static` a compiled static one."""
+KV_DTYPES = {MODEL: ("int8", "int4"), "8B": ("int8", "int4")}
+"""Shapes whose fused step is measured with quantized keys and values, too, and their dtypes."""
 INT4 = {"8B": ("fused", "graph")}
 """Shapes that are measured with int4 weights, too, and the kinds."""
 
@@ -27,12 +29,15 @@ class Case:
     weights: str
     """native or int4."""
     kind: str
+    kv_dtype: str = "native"
+    """Of the cached keys and values: native, int8 or int4."""
 
     @property
     def name(self) -> str:
-        """For progress messages: `8B int4, fused`."""
+        """For progress messages: `8B int4, fused`, `8B, fused, keys in int8`."""
         weights = "" if self.weights == "native" else f" {self.weights}"
-        return f"{self.shape}{weights}, {self.kind}"
+        keys = "" if self.kv_dtype == "native" else f", keys in {self.kv_dtype}"
+        return f"{self.shape}{weights}, {self.kind}{keys}"
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,21 @@ def parse_names(given: str, known: Sequence[str], flag: str) -> tuple[str, ...]:
     return tuple(name for name in known if name in names)
 
 
-def cases_of(shapes: Sequence[str], kinds: Sequence[str]) -> list[Case]:
-    """Return the cases, the most valuable first: those that compile, which takes a minute each, come last."""
+def cases_of(shapes: Sequence[str], kinds: Sequence[str], kv_dtype: str = "auto") -> list[Case]:
+    """Return the cases, the most valuable first: those that compile, which takes a minute each, come last.
+
+    Args:
+        shapes: Some of `SHAPES`.
+        kinds: Some of `KINDS`.
+        kv_dtype: How the steps of `OURS` cache keys and values; `auto`: native, and the rows of `KV_DTYPES`.
+    """
     found = []
+    given = kv_dtype if kv_dtype != "auto" else "native"
     for shape in shapes:
-        found += [Case(shape, "native", kind) for kind in kinds if kind != "static"]
-        found += [Case(shape, "int4", kind) for kind in INT4.get(shape, ()) if kind in kinds]
+        found += [
+            Case(shape, "native", kind, given if kind in OURS else "native") for kind in kinds if kind != "static"
+        ]
+        if kv_dtype == "auto" and "fused" in kinds:
+            found += [Case(shape, "native", "fused", each) for each in KV_DTYPES.get(shape, ())]
+        found += [Case(shape, "int4", kind, given) for kind in INT4.get(shape, ()) if kind in kinds]
     return found + [Case(shape, "native", "static") for shape in shapes if "static" in kinds]

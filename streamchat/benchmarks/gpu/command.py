@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
     device = cuda_device(settings.device)
     sizes = Sizes(settings.cache_size, settings.num_sink_tokens, settings.evict, args.new_tokens, args.rounds)
     named = _with_absolute_model(settings) if MODEL in shapes else settings
-    cases, tokens = cases_of(shapes, kinds), args.flat or 0
+    cases, tokens = cases_of(shapes, kinds, settings.kv_dtype), args.flat or 0
     job = Job(asdict(named), device, cases, 0, sizes, args.time_limit, tokens=tokens, flat_shape=shapes[0])
     file = rows_file(args.out)
     try:

@@ -15,12 +15,14 @@ from streamchat.benchmarks.gpu.cases import OURS, Case, Row, Tenth
 from streamchat.benchmarks.gpu.streams import open_case
 from streamchat.benchmarks.methods.stream import ModelStream
 from streamchat.benchmarks.methods.streaming import Chat
+from streamchat.cache.dtype import set_cache_dtype
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.token_ids import random_ids
 from streamchat.config.settings import Decode
 from streamchat.decode.install import install, record_used, uninstall
 from streamchat.decode.report import step_report
 from streamchat.decode.steps import MEANINGS
+from streamchat.models.kv_choice import DTYPES as KV_DTYPES
 from streamchat.telemetry.memory import memory_state
 
 WARM_UP = 12
@@ -87,6 +89,7 @@ def measure_case(case: Case, subject: Subject, sizes: Sizes, bandwidth: float) -
     """
     started, model = time.perf_counter(), subject.model
     vars(model).pop("forward", None)  # `generate` gets the forward of transformers, with nothing of ours around it
+    set_cache_dtype(model, KV_DTYPES.get(case.kv_dtype, model.dtype))
     token_bytes = weight_bytes_per_token(model) + sizes.cache_size * kv_bytes_per_token(subject, sizes)
     if case.kind in OURS:
         decode: Any = case.kind

@@ -7,7 +7,7 @@ from streamchat.benchmarks.gpu.supervisor import Results
 from streamchat.reports.page import Table, facts
 
 COLUMNS = (
-    *("model", "weights", "step", "tok/s", "of bandwidth", "kernels", "busy ms"),
+    *("model", "weights", "keys", "step", "tok/s", "of bandwidth", "kernels", "busy ms"),
     *("first token ms", "prefill tok/s", "not measured because"),
 )
 CAPTION = (
@@ -34,6 +34,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.model or row.case.shape,
         row.case.weights,
+        row.case.kv_dtype,
         row.case.kind,
         _number(row.tps, ".1f"),
         "-" if row.share is None else f"{row.share:.1%}",

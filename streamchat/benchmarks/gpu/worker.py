@@ -128,7 +128,9 @@ class Bench:
         self._drop()
         device = self._job.device
         if shape == MODEL:
-            loaded = load_from_settings(self._settings, silent, device=device, weights="native", decode="plain")
+            loaded = load_from_settings(
+                self._settings, silent, device=device, weights="native", decode="plain", kv_dtype="native"
+            )
             self._subject = Subject(loaded.model, choose_checked_fit(loaded.model), loaded.name, device)
         else:
             model: Any = random_model(shape, device, DTYPES[self._settings.dtype])

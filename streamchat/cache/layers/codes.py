@@ -34,7 +34,11 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         first half of the head; and bfloat16 scales (...). A head with NaN or infinities has a scale of NaN or infinity.
         The codes of a head are the same to the bit, however many heads there are: undo writes slots in other numbers.
     """
-    x = _turned_alone(x.float())
+    return rounded(_turned_alone(x.float()), bits)
+
+
+def rounded(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return codes and scales, as `quantize` does, of float32 states (..., head_dim) that are turned already."""
     largest = x.abs().amax(-1)
     scales = _rounded_up(torch.where(largest < TINY, 0.0, largest / LIMITS[bits]))
     exact = scales.float()
@@ -48,9 +52,14 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
     """Return the float32 states (..., head_dim) of codes and scales."""
-    if codes.dtype == torch.uint8:
-        codes = torch.cat([codes & 15, codes >> 4], dim=-1).view(torch.int8) - ZERO
-    return turned(codes.float() * scales.float()[..., None])
+    return turned(unpacked(codes).float() * scales.float()[..., None])
+
+
+def unpacked(codes: Tensor) -> Tensor:
+    """Return codes (..., head_dim) as int8, of 8 or 4 bits."""
+    if codes.dtype != torch.uint8:
+        return codes
+    return torch.cat([codes & 15, codes >> 4], dim=-1).view(torch.int8) - ZERO
 
 
 def turned(x: Tensor) -> Tensor:
@@ -67,9 +76,14 @@ def _turned_alone(x: Tensor) -> Tensor:
     """Return `turned(x)`, to the bit the same for a head whatever the others are.
 
     A matrix product may add in another order if there are more rows. These sums and differences cannot, but are slower.
+    A GPU would run them as dozens of kernels. There, the product is of float64: it adds exactly, unless two numbers of
+    a head differ by a factor of more than four million, and even then the order hardly ever changes the float32.
     """
     width = x.shape[-1]
     size = width & -width
+    if x.device.type == "cuda":
+        parts = x.double().reshape(-1, size) @ _hadamard(size, x.device).double().sign()
+        return (parts / math.sqrt(size)).float().reshape(x.shape)
     x, shape = x.reshape(-1, size).t().contiguous(), x.shape
     heads, half = x.shape[1], size // 2
     while half:

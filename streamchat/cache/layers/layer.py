@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from streamchat.base.errors import CacheError
-from streamchat.cache.layers.storage import LayerStorage, NumberStorage, TensorStorage, new_storage, states_like
+from streamchat.cache.layers.storage import LayerStorage, TensorStorage, new_storage, states_like
 from streamchat.cache.positions.rotation import TensorRotation, difference
 
 
@@ -200,14 +200,13 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return 0 if self.storage is None else self.storage.token_bytes
 
     @property
-    def buffers(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values, (batch, num_kv_heads, slots, head_dim) each; None before the first token, and if they are
-        quantized. They are replaced only if the batch changes."""
-        if self.storage is None:
-            return None
-        keys, values = self.storage.both
-        both_numbers = isinstance(keys, NumberStorage) and isinstance(values, NumberStorage)
-        return (keys.parts[""], values.parts[""]) if both_numbers else None
+    def buffers(self) -> tuple[Tensor, ...] | None:
+        """Keys and values, (batch, num_kv_heads, slots, head_dim) each; None before the first token.
+
+        Quantized ones are codes, followed by the scales of both, (batch, num_kv_heads, slots) each. They are replaced
+        only if the batch changes.
+        """
+        return None if self.storage is None else self.storage.buffers
 
     def open_slot(self, count: int = 1, *, front: bool = False) -> int:
         """Return the slot of the next token, for callers that write to the buffers directly.

@@ -192,6 +192,12 @@ class LayerStorage:
         return [part for each in self.both for part in each.parts.values()]
 
     @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """Keys and values; if they are codes, followed by the scales of both."""
+        both = [each.parts for each in self.both]
+        return *(each[""] for each in both), *(each["scales"] for each in both if "scales" in each)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the allocated tensors."""
         return sum(part.untyped_storage().nbytes() for part in self.parts)

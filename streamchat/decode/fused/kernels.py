@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from streamchat.decode.fused.code_parts import load_codes, load_scales, store_codes, turned
 from streamchat.decode.fused.kernel_parts import (
     LAYER_NORM,
     RMS_NORM,
@@ -186,11 +187,13 @@ def multiply(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["splits"])  # one kernel for caches of any size
+@triton.jit(do_not_specialize=["splits", "slots"])  # one kernel for caches of any size
 def attend(
     qkv,
     keys,
     values,
+    key_scales,
+    value_scales,
     cos,
     sin,
     query_weight,
@@ -203,6 +206,8 @@ def attend(
     arrivals,
     out,
     head_stride,
+    value_head_stride,
+    slots,
     num_heads,
     num_kv_heads,
     query_stride,
@@ -234,7 +239,11 @@ def attend(
     HAS_CLIP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    KEY_BITS: tl.constexpr,
+    VALUE_BITS: tl.constexpr,
+    TURN: tl.constexpr,
     OPERAND: tl.constexpr,
+    SHARES: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -244,6 +253,11 @@ def attend(
     Program (head, 0) also appends the new key and value, and attends to them from registers: no other program reads
     the new slot. The program that is done last joins the parts of its head. The live slots are divided among as many
     of the `splits` programs as have at least BLOCK slots to read; the others do nothing.
+
+    With KEY_BITS and VALUE_BITS of 8 or 4 instead of 0, keys and values are codes, with a scale for each of the `slots`
+    of a head. Their heads are turned: multiplied by Hadamard matrices of TURN columns. So are the queries, which does
+    not change the scores, and so is the result. The scales of values are factors on the shares, which are rounded to
+    SHARES then: bfloat16, as a float16 might overflow or vanish.
     """
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
@@ -268,15 +282,10 @@ def attend(
         query_head * query_norm_stride, qkv, num_heads * DIM, query_eps, clip, cos, sin,
         QUERY_NORM, HAS_QUERY_BIAS, IS_WHOLE, HAS_CLIP, ROTARY, INTERLEAVED, DIM, PADDED_DIM,
     )  # fmt: skip
-    q = q.to(keys.dtype.element_ty)
     d = tl.arange(0, PADDED_DIM)[None, :]
     is_dim = d < DIM
-    keys += head.to(tl.int64) * head_stride
-    values += head.to(tl.int64) * head_stride
-
-    best = tl.full((PADDED_GROUP,), float("-inf"), tl.float32)
-    total = tl.zeros((PADDED_GROUP,), tl.float32)
-    result = tl.zeros((PADDED_GROUP, PADDED_DIM), tl.float32)
+    k_new = tl.zeros((1, PADDED_DIM), tl.float32)
+    v_new = k_new
     if split == 0:
         one = tl.arange(0, 1)[:, None]
         k_new = prepared(
@@ -287,17 +296,42 @@ def attend(
         v_new = tl.load(qkv + value_start + place * value_stride + d, mask=is_dim, other=0.0)
         if HAS_CLIP:
             v_new = tl.minimum(tl.maximum(v_new, -clip), clip)
-        k_new = k_new.to(keys.dtype.element_ty)
-        v_new = v_new.to(keys.dtype.element_ty)
-        at = new.to(tl.int64) * DIM + d
-        tl.store(keys + at, k_new, mask=is_dim)
-        tl.store(values + at, v_new, mask=is_dim)
-        score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * scale
+
+    keys += head.to(tl.int64) * head_stride
+    values += head.to(tl.int64) * value_head_stride
+    if KEY_BITS > 0:
+        # the scale of scores, usually the root of 1 / DIM, makes up for what turning may add to a number
+        q = tl.where(group == GROUP, k_new, tl.where(group == GROUP + 1, v_new, q * scale))
+        q = turned(q, TURN, PADDED_GROUP, PADDED_DIM)
+        k_new = tl.sum(tl.where(group == GROUP, q, 0.0), 0)[None, :]
+        v_new = tl.sum(tl.where(group == GROUP + 1, q, 0.0), 0)[None, :]
+        q = tl.where(is_query, q, 0.0).to(OPERAND)
+        key_scales += head.to(tl.int64) * slots
+        value_scales += head.to(tl.int64) * slots
+    else:
+        q = q.to(keys.dtype.element_ty)
+
+    best = tl.full((PADDED_GROUP,), float("-inf"), tl.float32)
+    total = tl.zeros((PADDED_GROUP,), tl.float32)
+    result = tl.zeros((PADDED_GROUP, PADDED_DIM), tl.float32)
+    if split == 0:
+        new_at = new.to(tl.int64)
+        if KEY_BITS > 0:
+            key = store_codes(keys, key_scales, new_at, k_new, KEY_BITS, DIM, PADDED_DIM)
+            value = store_codes(values, value_scales, new_at, v_new, VALUE_BITS, DIM, PADDED_DIM)
+            score = tl.sum(q.to(tl.float32) * key, 1)
+        else:
+            key = k_new.to(keys.dtype.element_ty)
+            value = v_new.to(values.dtype.element_ty)
+            at = new_at * DIM + d
+            tl.store(keys + at, key, mask=is_dim)
+            tl.store(values + at, value, mask=is_dim)
+            score = tl.sum(q.to(tl.float32) * key.to(tl.float32), 1) * scale
         if HAS_SOFTCAP:
             score = softcap * tanh(score / softcap)
         best = score
         total += 1.0
-        result += v_new.to(tl.float32)
+        result += value.to(tl.float32)
 
     q = q.to(OPERAND)
     begin = low + split * chunk
@@ -305,11 +339,16 @@ def attend(
     for n in tl.range(begin, end, BLOCK, num_stages=STAGES):
         slot = n + tl.arange(0, BLOCK)
         is_slot = slot < end
-        at = slot.to(tl.int64)[:, None] * DIM + d
-        mask = is_slot[:, None] & is_dim
-        k = tl.load(keys + at, mask=mask, other=0.0).to(OPERAND)
-        v = tl.load(values + at, mask=mask, other=0.0).to(OPERAND)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if KEY_BITS > 0:
+            k = load_codes(keys, slot, is_slot, KEY_BITS, DIM, PADDED_DIM).to(OPERAND)
+            v = load_codes(values, slot, is_slot, VALUE_BITS, DIM, PADDED_DIM).to(SHARES)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * load_scales(key_scales, slot, is_slot)[None, :]
+        else:
+            at = slot.to(tl.int64)[:, None] * DIM + d
+            mask = is_slot[:, None] & is_dim
+            k = tl.load(keys + at, mask=mask, other=0.0).to(OPERAND)
+            v = tl.load(values + at, mask=mask, other=0.0).to(OPERAND)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if HAS_SOFTCAP:
             scores = softcap * tanh(scores / softcap)
         scores = tl.where(is_slot[None, :], scores, float("-inf"))
@@ -317,7 +356,10 @@ def attend(
         fade = tl.exp(best - larger)
         shares = tl.exp(scores - larger[:, None])
         total = total * fade + tl.sum(shares, 1)
-        shares = shares.to(values.dtype.element_ty).to(OPERAND)
+        if KEY_BITS > 0:
+            shares = (shares * load_scales(value_scales, slot, is_slot)[None, :]).to(SHARES)
+        else:
+            shares = shares.to(values.dtype.element_ty).to(OPERAND)
         result = result * fade[:, None] + tl.dot(shares, v, input_precision="ieee")
         best = larger
 
@@ -326,7 +368,10 @@ def attend(
     result_at = out + head * (GROUP * DIM) + row[:, None] * DIM + d
     result_mask = (row < GROUP)[:, None] & is_dim
     if active == 1:
-        tl.store(result_at, (result / total[:, None]).to(out.dtype.element_ty), mask=result_mask)
+        attended = result / total[:, None]
+        if KEY_BITS > 0:
+            attended = turned(attended, TURN, PADDED_GROUP, PADDED_DIM)
+        tl.store(result_at, attended.to(out.dtype.element_ty), mask=result_mask)
         return
     # (head, split): results, then the largest score and the sum of each query
     size: tl.constexpr = PADDED_GROUP * (PADDED_DIM + 2)
@@ -354,5 +399,8 @@ def attend(
         total = total * fade + total_part * grow
         result = result * fade[:, None] + result_part * grow[:, None]
         best = larger
-    tl.store(result_at, (result / total[:, None]).to(out.dtype.element_ty), mask=result_mask)
+    attended = result / total[:, None]
+    if KEY_BITS > 0:
+        attended = turned(attended, TURN, PADDED_GROUP, PADDED_DIM)
+    tl.store(result_at, attended.to(out.dtype.element_ty), mask=result_mask)
     tl.store(arrivals + head, 0)

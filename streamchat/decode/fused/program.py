@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamchat.cache.layers.storage import new_storage
 from streamchat.decode import operations
 from streamchat.decode.fused import kernels, tile_kernels
 from streamchat.decode.fused.residuals import Residual, with_residuals
@@ -16,7 +17,8 @@ from streamchat.decode.fused.sizes import Sizes, power_of_two
 from streamchat.decode.fused.weights import NativeWeights, TileWeights, read_weights
 from streamchat.decode.operations import Row, hidden_row, lower
 from streamchat.decode.spec import AttentionSpec, ModelSpec, NormSpec
-from streamchat.decode.static import Buffers, Inputs
+from streamchat.decode.static import Inputs
+from streamchat.decode.static_slots import Buffers, bits_of
 from streamchat.kernels.operations import GELU, GELU_TANH, GROUP, NO_FUNCTION, RELU, RELU2, SILU, SOFTCAP, TILE
 
 FUNCTIONS = {"": NO_FUNCTION, "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "relu2": RELU2}
@@ -49,13 +51,14 @@ class FusedProgram:
     Args:
         model: The model to compute; `supports(model)`.
         sizes: How the work is divided.
-        operand: Dtype of the products of attention; None for that of the cache. An interpreter without 16-bit floats
-            needs float32.
+        operand: Dtype of the products of attention; None for that of the model, and bfloat16 for products with codes of
+            values. An interpreter without 16-bit floats needs float32.
     """
 
     def __init__(self, model: ModelSpec, sizes: Sizes, operand: torch.dtype | None = None) -> None:
         self._model, self._sizes = model, sizes
         self._operand = operand or model.dtype
+        self._shares = torch.float32 if self._operand == torch.float32 else torch.bfloat16
         self._table: Any = model.embedding.weight
         device: Any = self._table.device
         self._device: torch.device = device
@@ -81,10 +84,15 @@ class FusedProgram:
             launch.run(**changing)
         return logits.view(1, 1, -1)
 
-    def compile(self) -> None:
-        """Compile all kernels; each that is not in Triton's cache takes a moment."""
+    def compile(self, dtype: torch.dtype | None = None) -> None:
+        """Compile all kernels; each that is not in Triton's cache takes a moment.
+
+        Args:
+            dtype: Of the cache, for which there may be codes; None for that of the model.
+        """
         logits = torch.empty(self.vocabulary, dtype=torch.float32, device=self._device)
-        for launch, changing in self.calls(Inputs(self._device), self._some_buffers(), logits):
+        buffers = [self._some_buffers(of, dtype or self._model.dtype) for of, _ in self.attentions]
+        for launch, changing in self.calls(Inputs(self._device), buffers, logits):
             launch.compile(**changing)
 
     def calls(
@@ -102,24 +110,25 @@ class FusedProgram:
         for launch in self.launches:
             yield launch, changing.get(id(launch), {})
 
-    def _some_buffers(self) -> list[Buffers]:
+    def _some_buffers(self, of: AttentionSpec, dtype: torch.dtype) -> Buffers:
         """Return buffers that the compiler takes for those of a cache."""
-        found: list[Buffers] = []
-        for of, _ in self.attentions:
-            buffer = torch.empty(1, of.num_kv_heads, 16, of.head_dim, dtype=self._model.dtype, device=self._device)
-            found.append((buffer, buffer))
-        return found
+        like = torch.empty(1, of.num_kv_heads, 0, of.head_dim, device=self._device)
+        return new_storage(like, like, 16, dtype).buffers
 
     def _attention_arguments(
-        self, launch: Launch, of: AttentionSpec, pair: Buffers, angles: Sequence[Any], inputs: Inputs
+        self, launch: Launch, of: AttentionSpec, buffers: Buffers, angles: Sequence[Any], inputs: Inputs
     ) -> dict[str, Any]:
-        keys, values = pair
+        keys, values = buffers[:2]
+        scales = [each.view(torch.int16) for each in buffers[2:]]  # an interpreter may lack bfloat16
+        if not all(each.is_contiguous() for each in buffers):
+            raise ValueError(f"buffers with the strides {[each.stride() for each in buffers]} are not contiguous")
         heads, slots = keys.shape[1:3]
         splits = self._sizes.splits(heads, slots)
-        if keys.stride() != values.stride() or keys.stride(3) != 1 or keys.stride(2) != of.head_dim:
-            raise ValueError(f"buffers with the strides {keys.stride()} and {values.stride()} are not contiguous")
         cos, sin = (keys, keys) if of.rotary is None else angles[of.rotary]
-        group, dim = launch.arguments["PADDED_GROUP"], launch.arguments["PADDED_DIM"]
+        # in the kernel, a new key and value are two more rows of the queries until they are turned
+        rows = launch.arguments["GROUP"] + (2 if scales else 0)
+        group = max(16, power_of_two(rows))  # the least rows of a product on tensor cores
+        dim = launch.arguments["PADDED_DIM"]
         size = heads * splits * group * (dim + 2)
         if size not in self._partials:
             self._partials[size] = torch.empty(size, dtype=torch.float32, device=self._device)
@@ -127,6 +136,8 @@ class FusedProgram:
         return {
             "keys": keys,
             "values": values,
+            "key_scales": scales[0] if scales else keys,
+            "value_scales": scales[1] if scales else values,
             "cos": cos,
             "sin": sin,
             "first_slot": inputs.start,
@@ -134,8 +145,13 @@ class FusedProgram:
             "partial": self._partials[size],
             "arrivals": self._arrivals,
             "head_stride": keys.stride(1),
+            "value_head_stride": values.stride(1),
+            "slots": slots,
             "splits": splits,
             "ROTARY": 0 if of.rotary is None else cos.shape[0],
+            "PADDED_GROUP": group,
+            "KEY_BITS": bits_of(keys.dtype),
+            "VALUE_BITS": bits_of(values.dtype),
         }
 
     def _embed(self) -> None:
@@ -219,7 +235,6 @@ class FusedProgram:
         of, layout = operation.of, operation.of.layout
         dim, group = of.head_dim, of.num_heads // of.num_kv_heads
         qkv = self._row(operation.qkv)
-        operand = _triton_type(self._operand)
         block, warps = self._sizes.attention(self._model.dtype.itemsize, dim)
         arguments: dict[str, Any] = {
             "qkv": qkv,
@@ -239,7 +254,6 @@ class FusedProgram:
             "clip": float(of.clip or 0.0),
             "COPIES": layout.copies,
             "GROUP": group,
-            "PADDED_GROUP": max(16, power_of_two(group)),  # the least rows of a product on tensor cores
             "DIM": dim,
             "PADDED_DIM": max(16, power_of_two(dim)),
             "INTERLEAVED": of.interleaved,
@@ -247,7 +261,9 @@ class FusedProgram:
             "HAS_CLIP": of.clip is not None,
             "HAS_WINDOW": of.window is not None,
             "HAS_SOFTCAP": of.softcap is not None,
-            "OPERAND": operand,
+            "TURN": dim & -dim,
+            "OPERAND": _triton_type(self._operand),
+            "SHARES": _triton_type(self._shares),
             "BLOCK": block,
             "STAGES": self._sizes.attention_stages,
         }

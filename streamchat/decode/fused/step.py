@@ -17,7 +17,8 @@ from streamchat.decode.fused.sizes import MULTIPROCESSORS, Sizes
 from streamchat.decode.fused.weights import can_read, can_read_tiles, is_plain
 from streamchat.decode.operations import Product, lower
 from streamchat.decode.spec import AttentionSpec, BlockSpec, ExpertsSpec, ModelSpec
-from streamchat.decode.static import Buffers, Inputs, changes_with_length
+from streamchat.decode.static import Inputs, changes_with_length
+from streamchat.decode.static_slots import Buffers
 from streamchat.quantization.weights import Kind
 
 MAX_HEAD_DIM = 256
@@ -96,15 +97,15 @@ class FusedStep:
         if self._program is None:
             from streamchat.decode.fused.program import FusedProgram
 
-            operand = torch.float32 if is_interpreted() and self._model.dtype == torch.bfloat16 else None
+            operand = torch.float32 if is_interpreted() else None
             with torch.inference_mode(False), torch.no_grad():
                 self._program = FusedProgram(self._model, self._sizes, operand)
         return self._program
 
-    def compile(self) -> None:
-        """Compile the kernels, or find them in Triton's cache."""
+    def compile(self, dtype: torch.dtype | None = None) -> None:
+        """Compile the kernels for caches in `dtype`, or find them in Triton's cache; None for the model's dtype."""
         with self._on_device(), torch.inference_mode(False), torch.no_grad():
-            self.program.compile()
+            self.program.compile(dtype)
 
     def run(self, inputs: Inputs, buffers: Sequence[Buffers]) -> Tensor:
         """Compute one token: write a slot of each of `buffers`, return (1, 1, vocabulary) float32 logits."""
