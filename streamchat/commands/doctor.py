@@ -279,7 +279,7 @@ def _path_and_size(path: Path) -> dict[str, Any]:
 
 def _chat(configuration: Configuration) -> Rows:
     """Describe what `streamchat` would use now, and why."""
-    from streamchat.decode.steps import COMPILED, expected_step
+    from streamchat.decode.steps import COMPILED, FUSED, expected_step
     from streamchat.models import device as devices
     from streamchat.models.folder import inspect
     from streamchat.models.resolve import resolve
