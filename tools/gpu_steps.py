@@ -82,7 +82,7 @@ class Comparison:
 
 
 def comparisons(
-    kinds: Sequence[str], dtypes: Sequence[str], models: Sequence[str], kv_dtypes: Sequence[str]
+    kinds: Sequence[str], dtypes: Sequence[str], models: Sequence[str], kv_dtypes: Sequence[str] = ("native",)
 ) -> list[Comparison]:
     """Return what to compare, without figures; all models of the first dtype come first."""
     found = []
