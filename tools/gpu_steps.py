@@ -44,9 +44,9 @@ EXACT, ROUNDED = {"native": 1e-3, "int8": 0.01, "int4": 0.1}, {"native": 0.1, "i
 """Limits of the distance, in float32 and in 16 bits. A number on the border of two codes may get either."""
 QUANTIZED: dict[str, tuple[str, dict[str, Any]]] = {
     "heads of 64": ("llama", {"head_dim": 64}),
+    "heads of 80": ("llama", {"head_dim": 80}),
     "heads of 128": ("llama", {"head_dim": 128}),
     "heads of 256": ("llama", {"head_dim": 256}),
-    "heads of 80": ("llama", {"head_dim": 80}),
     "heads of 20": ("llama", {"head_dim": 20}),
     "partial rotary": ("gpt_neox", {}),
     "window": ("mistral_window_16", {"sliding_window": 5}),
@@ -54,6 +54,8 @@ QUANTIZED: dict[str, tuple[str, dict[str, Any]]] = {
     "copied keys": ("falcon_new", {}),
 }
 """Models that are also compared with keys and values in 8 and 4 bits: a family, and changes of its configuration."""
+OF_OTHER_DTYPES = 2
+"""How many of them are compared in other dtypes than the first."""
 NOISE = 2.0
 """In 16 bits, a step may also be so many times as far from float32 as the forward of transformers is."""
 
@@ -81,7 +83,7 @@ class Comparison:
 
 
 def comparisons(
-    kinds: Sequence[str], dtypes: Sequence[str], models: Sequence[str], kv_dtypes: Sequence[str]
+    kinds: Sequence[str], dtypes: Sequence[str], models: Sequence[str], kv_dtypes: Sequence[str] = ("native",)
 ) -> list[Comparison]:
     """Return what to compare, without figures; all models of the first dtype come first."""
     missing = {"fused": WITHOUT_FUSED, "graph": WITHOUT_RECORDED}
@@ -90,7 +92,8 @@ def comparisons(
         if "native" in kv_dtypes:
             found += [Comparison(model, dtype, kind) for model in models if model not in missing[kind]]
         bits = [kv_dtype for kv_dtype in kv_dtypes if kv_dtype != "native"]
-        found += [Comparison(model, dtype, kind, each) for each in bits for model in QUANTIZED]
+        quantized = list(QUANTIZED)[: OF_OTHER_DTYPES if dtype != dtypes[0] else None]
+        found += [Comparison(model, dtype, kind, each) for each in bits for model in quantized]
     return found
 
 

@@ -279,7 +279,7 @@ def _path_and_size(path: Path) -> dict[str, Any]:
 
 def _chat(configuration: Configuration) -> Rows:
     """Describe what `streamchat` would use now, and why."""
-    from streamchat.decode.steps import COMPILED, expected_step
+    from streamchat.decode.steps import COMPILED, FUSED, expected_step
     from streamchat.models import device as devices
     from streamchat.models.folder import inspect
     from streamchat.models.resolve import resolve
@@ -309,6 +309,8 @@ def _chat(configuration: Configuration) -> Rows:
         rows["cached keys"] = cached if cached == dtype else f"{cached} if compiled kernels decode, else {dtype}"
         if settings.kv_dtype == "auto" and settings.dtype != "float32" and step.name == COMPILED:
             rows["cached keys"] = f"int8 if it is as good and as fast here, else {rows['cached keys']}"
+    elif settings.kv_dtype == "auto" and settings.dtype != "float32" and step.name == FUSED:
+        rows["cached keys"] = f"int8 if it is as good and as fast here, else {dtype}"
     if settings.kv_dtype in ("int8", "int4"):
         rows["cached keys"] = settings.kv_dtype
     if settings.adapter:

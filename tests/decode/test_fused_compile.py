@@ -14,12 +14,13 @@ from streamchat.decode.families.registry import model_spec
 from streamchat.decode.fused.step import sizes_for
 from streamchat.decode.spec import ModelSpec, NormSpec
 from streamchat.decode.static import Inputs
+from streamchat.models.kv_choice import DTYPES as KV_DTYPES
 from streamchat.quantization.layouts import LAYOUTS, LayoutName
 from streamchat.quantization.linear import QuantizedLinear
 from streamchat.quantization.weights import QuantizedWeight
 from tests.support.fused_families import FUSED, build_fused
 from tests.support.interpreter import IS_ON
-from tools.fused_kernels import META, compile_launch
+from tools.fused_kernels import META, SHAPES, compile_launch, launches, spec_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -60,6 +61,14 @@ def test_every_family_compiles(what: str) -> None:
     assert compile_all(spec, buffers, torch.device("cpu")) >= 6
 
 
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("shape", ["135M", "8B"])
+def test_attention_to_codes_compiles(shape: str, kv_dtype: str) -> None:
+    spec = spec_of(SHAPES[shape], torch.bfloat16, "native")
+    found = {what: launch for launch, what in launches(spec, sizes_for(CAPABILITY), KV_DTYPES[kv_dtype])}
+    assert compile_launch(found["attention"], CAPABILITY).spilled == 0
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_of_tiles_compiles(name: LayoutName) -> None:
     layout, columns, rows = LAYOUTS[name], 2048, 4096
@@ -75,4 +84,4 @@ def test_what_is_compiled_at_load_serves_caches_of_any_size() -> None:
     """A number that is 1 or a multiple of 16 would make Triton compile again, during a chat."""
     from streamchat.decode.fused.kernels import attend
 
-    assert [each.name for each in attend.params if each.do_not_specialize] == ["splits"]
+    assert [each.name for each in attend.params if each.do_not_specialize] == ["slots", "splits"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +11,18 @@ import torch
 import transformers
 from torch import Tensor
 
+from streamchat.cache.dtype import set_cache_dtype
+from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.storage import new_storage
 from streamchat.cache.logits import logit_distance
+from streamchat.cache.positions.fit import fit_positions
+from streamchat.cache.positions.strategy import make_cache
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.fused.sizes import Sizes
 from streamchat.decode.fused.step import FusedStep, fused_step, sizes_of
-from streamchat.decode.install import install_captured, uses_fused_kernels
-from streamchat.decode.static import Buffers, Inputs, bind, static_step
+from streamchat.decode.install import install_captured, no_fused_kernels_for, uses_fused_kernels
+from streamchat.decode.static import Inputs, bind, static_step
+from streamchat.decode.static_slots import stored
 from streamchat.quantization.layouts import LAYOUTS, LayoutName
 from streamchat.quantization.linear import quantized_layers
 from streamchat.quantization.replace import groups
@@ -44,21 +49,24 @@ def _quick() -> None:
 class Both:
     """A fused step and the static step of a model, each with buffers of its own."""
 
-    def __init__(self, model: Any, sizes: Sizes | None = None, slots: int = SLOTS) -> None:
+    def __init__(
+        self, model: Any, sizes: Sizes | None = None, slots: int = SLOTS, kv_dtype: torch.dtype | None = None
+    ) -> None:
         spec, step = model_spec(model), static_step(model)
         assert spec is not None
         assert step is not None
         assert fused_step(model, CPU) is not None
         self.fused, self._static, self._dtype = FusedStep(spec, CPU, sizes), step, model.dtype
         self.inputs = Inputs(CPU)
-        shapes = [(1, block.attention.num_kv_heads, slots, block.attention.head_dim) for block in spec.blocks]
+        shapes = [(1, block.attention.num_kv_heads, 0, block.attention.head_dim) for block in spec.blocks]
+        cache_dtype = kv_dtype or model.dtype
+        self.ours, self.theirs = (
+            [new_storage(torch.empty(shape), torch.empty(shape), slots, cache_dtype).buffers for shape in shapes]
+            for _ in range(2)
+        )
         # what no slot that is attended to may show
-        self.ours = self._buffers(shapes, float("nan"))
-        self.theirs = self._buffers(shapes, 0.0)
-
-    def _buffers(self, shapes: Sequence[Any], fill: float) -> list[Buffers]:
-        dtype = self._dtype
-        return [(torch.full(s, fill, dtype=dtype), torch.full(s, fill, dtype=dtype)) for s in shapes]
+        for tensor in (tensor for buffers in self.ours for tensor in buffers):
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 111)
 
     @torch.no_grad()
     def token(self, token: int, position: int, start: int, slot: int) -> tuple[Tensor, Tensor]:
@@ -116,6 +124,59 @@ def test_live_slots_are_divided_and_joined(live: int) -> None:
     for token in (5, 9):  # the arrivals are counted from 0 again
         found, expected = both.token(token, 90, start, start + live - 1)
         assert logit_distance(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.int8, INT4], ids=["int8", "int4"])
+@pytest.mark.parametrize("width", [64, 128, 20, 6])
+def test_codes_are_stored_and_attended_to(width: int, kv_dtype: torch.dtype) -> None:
+    """As by the static step, in turned heads and in several parts; free slots have scales of NaN."""
+    sizes = replace(sizes_of(CPU), multiprocessors=4, waves=1.0, max_splits=4, attention_block=16)
+    both = Both(odd_model(num_hidden_layers=1, head_dim=width), sizes, slots=64, kv_dtype=kv_dtype)
+    start, live = 13, 40
+    old = slice(start, start + live - 1)
+    torch.manual_seed(1)
+    for ours, theirs in zip(both.ours, both.theirs, strict=True):
+        filled = stored(theirs, *torch.randn(2, 1, 2, live - 1, width))
+        for mine, other, part in zip(ours, theirs, filled, strict=True):
+            mine[:, :, old] = other[:, :, old] = part
+    new = start + live - 1
+    for token in (5, 9):
+        found, expected = both.token(token, 90, start, new)
+        assert logit_distance(found, expected) < 2e-5
+    for mine, other in zip(both.ours[0], both.theirs[0], strict=True):
+        assert torch.equal(mine[:, :, start : new + 1], other[:, :, start : new + 1])
+        free = mine[:, :, new + 1 :]
+        assert free.isnan().all() if mine.is_floating_point() else (free == 111).all()
+
+
+def test_keys_and_values_may_have_different_bits() -> None:
+    both, other = (Both(odd_model(num_hidden_layers=1, head_dim=32), kv_dtype=each) for each in (torch.int8, INT4))
+    both.ours = [(one[0], two[1], one[2], two[3]) for one, two in zip(both.ours, other.ours, strict=True)]
+    both.theirs = [(one[0], two[1], one[2], two[3]) for one, two in zip(both.theirs, other.theirs, strict=True)]
+    for slot in range(2):
+        found, expected = both.token(7 + slot, slot, 0, slot)
+        assert logit_distance(found, expected) < 2e-5
+
+
+def test_a_conversation_in_codes_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over evictions, a rebase and moves of the cache, against transformers' forward pass on dequantized copies."""
+    plain, model = odd_model(num_hidden_layers=1), odd_model(num_hidden_layers=1)
+    caches = []
+    for each in (plain, model):
+        set_cache_dtype(each, torch.int8)
+        caches.append(make_cache(each, fit_positions(each), cache_size=20, num_sink_tokens=4))
+        caches[-1].position_limit = 32
+    seen = counted(model, monkeypatch)
+    graphs = RecordedLaunches()
+    assert install_captured(model, graphs.record, "fused")
+    assert no_fused_kernels_for(model, torch.int8) == ""
+    ids = text(44)
+    expected, found = (stream(each, cache, ids, 10) for each, cache in zip((plain, model), caches, strict=True))
+    assert logit_distance(found, expected) < 0.01  # a number on the border of two codes may get either
+    assert caches[1].streaming_layers[0].stored_dtype == torch.int8
+    assert uses_fused_kernels(model)
+    assert seen == [10, 1]  # the prompt, and the token by which the step was checked
+    assert graphs.replays > 20
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

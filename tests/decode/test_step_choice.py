@@ -14,7 +14,8 @@ from streamchat.config.settings import Decode
 from streamchat.decode import install as decode_install
 from streamchat.decode.fused import step as fused
 from streamchat.decode.install import install, install_captured, uninstall, uses_fused_kernels
-from streamchat.decode.static import Buffers, Inputs, bind, static_step
+from streamchat.decode.static import Inputs, bind, static_step
+from streamchat.decode.static_slots import Buffers
 from streamchat.quantization.matrix import QuantizedMatrix
 from streamchat.quantization.weights import quantize
 from tests.support.decode_models import cache_of, make, stream

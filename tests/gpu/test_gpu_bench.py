@@ -140,6 +140,9 @@ def test_what_compiles_comes_last_and_8b_has_int4_too() -> None:
     assert [(case.shape, case.kind) for case in cases if case.weights == "int4"] == [("8B", "fused"), ("8B", "graph")]
     assert [case.name for case in cases_of(["8B"], ["plain"])] == ["8B, plain"]
     assert cases_of(["8B"], ["fused"])[1].name == "8B int4, fused"
+    names = [case.name for case in cases_of(["8B"], ["fused"])]
+    assert names[2:] == ["8B, fused, keys in int8", "8B, fused, keys in int4"]
+    assert [case.kv_dtype for case in cases_of(["8B"], ["fused", "generate"], "int4")] == ["int4", "native", "int4"]
 
 
 def test_names_have_the_order_of_the_table() -> None:

@@ -113,7 +113,7 @@ def cases_of(shapes: Sequence[str], kinds: Sequence[str], kv_dtype: str = "auto"
         found += [
             Case(shape, "native", kind, given if kind in OURS else "native") for kind in kinds if kind != "static"
         ]
+        found += [Case(shape, "int4", kind, given) for kind in INT4.get(shape, ()) if kind in kinds]
         if kv_dtype == "auto" and "fused" in kinds:
             found += [Case(shape, "native", "fused", each) for each in KV_DTYPES.get(shape, ())]
-        found += [Case(shape, "int4", kind, given) for kind in INT4.get(shape, ()) if kind in kinds]
     return found + [Case(shape, "native", "static") for shape in shapes if "static" in kinds]
