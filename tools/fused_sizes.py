@@ -43,8 +43,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention 32": {"attention_block": 32},
     "attention 8 warps": {"attention_warps": 8},
     "attention 3 stages": {"attention_stages": 3},
-    "16 splits": {"max_splits": 16},
-    "8 splits": {"max_splits": 8},
+    "64 slots per program": {"least_slots": 64},
+    "256 slots per program": {"least_slots": 256},
     "tile groups 8": {"tile_groups": 8},
     "tile groups 32": {"tile_groups": 32},
 }

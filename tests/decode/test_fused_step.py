@@ -106,14 +106,14 @@ def odd_model(**changes: Any) -> Any:
 
 @pytest.mark.parametrize("sizes", ["many blocks", "one block"])
 def test_sizes_that_are_no_multiples_of_blocks(sizes: str) -> None:
-    small = Sizes(multiprocessors=4, max_rows=32, tile=1024, max_splits=2, attention_block=16)
+    small = Sizes(multiprocessors=4, max_rows=32, tile=1024, max_splits=2, attention_block=16, least_slots=16)
     Both(odd_model(attention_bias=True), small if sizes == "many blocks" else sizes_of(CPU)).feed(3)
 
 
 @pytest.mark.parametrize("live", [1, 16, 17, 18, 33, 47])
 def test_live_slots_are_divided_and_joined(live: int) -> None:
     """From one part with only the new token to as many as there are, the last one nearly empty."""
-    sizes = replace(sizes_of(CPU), multiprocessors=4, waves=1.0, max_splits=8, attention_block=16)
+    sizes = replace(sizes_of(CPU), multiprocessors=4, waves=1.0, max_splits=8, attention_block=16, least_slots=16)
     both = Both(odd_model(num_hidden_layers=1), sizes, slots=64)
     start = 13
     torch.manual_seed(1)
@@ -130,7 +130,7 @@ def test_live_slots_are_divided_and_joined(live: int) -> None:
 @pytest.mark.parametrize("width", [64, 128, 20, 6])
 def test_codes_are_stored_and_attended_to(width: int, kv_dtype: torch.dtype) -> None:
     """As by the static step, in turned heads and in several parts; free slots have scales of NaN."""
-    sizes = replace(sizes_of(CPU), multiprocessors=4, waves=1.0, max_splits=4, attention_block=16)
+    sizes = replace(sizes_of(CPU), multiprocessors=4, waves=1.0, max_splits=4, attention_block=16, least_slots=16)
     both = Both(odd_model(num_hidden_layers=1, head_dim=width), sizes, slots=64, kv_dtype=kv_dtype)
     start, live = 13, 40
     old = slice(start, start + live - 1)

@@ -76,5 +76,6 @@ def test_products_of_small_models_are_divided_among_all_multiprocessors() -> Non
     assert block == 2048
     assert sizes.product(14336, 4096, 2) == (16, 128)
     assert sizes.product(5, 72)[0] == 1
-    assert sizes.splits(8, 2560) * 8 >= 2 * 132
+    assert sizes.splits(8, 2560) * 8 >= 132
+    assert sizes.splits(8, 1024) == 8
     assert sizes.splits(8, 20) == 1

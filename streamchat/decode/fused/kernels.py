@@ -245,6 +245,7 @@ def attend(
     OPERAND: tl.constexpr,
     SHARES: tl.constexpr,
     BLOCK: tl.constexpr,
+    LEAST: tl.constexpr,
     STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -252,7 +253,7 @@ def attend(
 
     Program (head, 0) also appends the new key and value, and attends to them from registers: no other program reads
     the new slot. The program that is done last joins the parts of its head. The live slots are divided among as many
-    of the `splits` programs as have at least BLOCK slots to read; the others do nothing.
+    of the `splits` programs as have at least LEAST blocks of BLOCK slots to read; the others do nothing.
 
     With KEY_BITS and VALUE_BITS of 8 or 4 instead of 0, keys and values are codes, with a scale for each of the `slots`
     of a head. Their heads are turned: multiplied by Hadamard matrices of TURN columns. So are the queries, which does
@@ -268,7 +269,7 @@ def attend(
     if HAS_WINDOW:
         low = tl.maximum(low, new - window + 1)
     length = new - low
-    chunk = tl.maximum(tl.cdiv(tl.cdiv(length, splits), BLOCK), 1) * BLOCK
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(length, splits), BLOCK), LEAST) * BLOCK
     active = tl.maximum(tl.cdiv(length, chunk), 1)
     if split >= active:
         return

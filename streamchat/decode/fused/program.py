@@ -265,6 +265,7 @@ class FusedProgram:
             "OPERAND": _triton_type(self._operand),
             "SHARES": _triton_type(self._shares),
             "BLOCK": block,
+            "LEAST": max(1, self._sizes.least_slots // block),
             "STAGES": self._sizes.attention_stages,
         }
         arguments |= _norm("query", of.q_norm, qkv, "HAS_QUERY_BIAS", "QUERY_NORM", "query_eps")

@@ -26,6 +26,8 @@ class Sizes:
     product_warps: int = 4
     attention_block: int = 64
     """Slots that a program of attention reads at once, if a head has at most 128 numbers of 16 bits."""
+    least_slots: int = 128
+    """Slots for which another program of attention is worth its start, and the join of its result."""
     attention_warps: int = 4
     attention_stages: int = 2
     max_splits: int = 64
@@ -65,7 +67,7 @@ class Sizes:
         parts = 1
         while parts < self.max_splits and parts * num_kv_heads < self.waves * self.multiprocessors:
             parts *= 2
-        return max(1, min(parts, power_of_two(-(-slots // self.attention_block))))
+        return max(1, min(parts, power_of_two(-(-slots // max(self.attention_block, self.least_slots)))))
 
 
 def power_of_two(number: int) -> int:

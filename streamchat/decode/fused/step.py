@@ -157,7 +157,7 @@ def why_no_tiles(model: Any, device: torch.device, kinds: Mapping[int, Kind]) ->
 def sizes_of(device: torch.device) -> Sizes:
     """Return the block sizes for a device; larger ones for the interpreter, which pays for each program."""
     if device.type != "cuda":
-        return Sizes(multiprocessors=1, max_rows=64, tile=1 << 16, max_splits=4, attention_block=16)
+        return Sizes(multiprocessors=1, max_rows=64, tile=1 << 16, max_splits=4, attention_block=16, least_slots=16)
     properties = torch.cuda.get_device_properties(device)
     return Sizes.of((properties.major, properties.minor), properties.multi_processor_count)
 
