@@ -309,7 +309,7 @@ def test_a_gpu_makes_the_tiles_of_a_cpu_and_needs_little_more_memory(kind: Kind)
     before = torch.cuda.memory_allocated()
     found = quantize(near, kind, None, tiled=True)
     assert torch.cuda.max_memory_allocated() - before < 2 * expected.nbytes + 16 * 4 * ON_A_GPU
-    assert (found.data.cpu() != expected.data).float().mean() < 1e-3  # ties round either way
+    assert (found.data.cpu() != expected.data).float().mean() < 5e-3  # ties round either way
     whole = expected.dequantize(torch.bfloat16)
     torch.testing.assert_close(moved_to(expected, "cuda").dequantize(torch.bfloat16).cpu(), whole, rtol=0, atol=0)
 
