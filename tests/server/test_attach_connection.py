@@ -189,9 +189,10 @@ def test_a_front_end_that_does_not_read_delays_nobody(api: Running, front: Front
 def raw(
     api: Running, query: dict[str, str] | None = None, headers: dict[str, str] | None = None, max_queue: int = 16
 ) -> Any:
-    """A WebSocket that speaks for itself."""
+    """A WebSocket that speaks for itself, and sends no pings: their answers are not seen while it does not read."""
     url = parse_address(api.base).socket_url(**({"client": "a" * 32} | (query or {})))
-    return connect(url, additional_headers=headers, max_queue=max_queue, close_timeout=0.1, proxy=None)
+    options: dict[str, Any] = {"max_queue": max_queue, "close_timeout": 0.1, "ping_interval": None, "proxy": None}
+    return connect(url, additional_headers=headers, **options)
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1"])
