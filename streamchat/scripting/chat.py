@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
 
 from streamchat.base import events as ev
 from streamchat.base import requests as rq
-from streamchat.base.errors import ConfigError, SessionError, StoreError, StreamchatError, TurnError
+from streamchat.base.errors import ConfigError, SessionError, StoreError
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
 from streamchat.config.files import short_value
@@ -24,40 +18,19 @@ from streamchat.config.settings import Settings, spec_of
 from streamchat.conversation.assemble import load_from_settings
 from streamchat.engine.engine import Engine
 from streamchat.engine.protocol import ChatEngine
-from streamchat.frontend.status_table import rows_text, status_table
+from streamchat.scripting.calls import Calls, reason
 from streamchat.scripting.display import live_reply
 from streamchat.scripting.inbox import Inbox
-from streamchat.scripting.reply import Reply, ReplyStream, RunningTurn
+from streamchat.scripting.reply import Reply, ReplyStream
+from streamchat.scripting.status import ChatStatus, status_of
 from streamchat.sessions.settings import foreign_model, foreign_model_notice
 from streamchat.sessions.transcripts.export import FORMATS, export, write_export
 from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
 
-_log = logging.getLogger(__name__)
-_E = TypeVar("_E", bound=ev.Event)
 SECTIONS = ("model", "cache", "generation", "chat")
 """Settings that a program may give; the others are about a terminal."""
 CLOSE_S = 30.0
-
-
-@dataclass(frozen=True)
-class ChatStatus:
-    """The figures of a chat at one moment; `str` and a notebook show them as a table."""
-
-    model: ev.ModelInfo
-    cache: ev.CacheState
-    """What is cached: length, sinks, pinned tokens, window, evictions."""
-    turns: int
-    session: str | None
-    """Id of the saved session; None if the chat is not saved."""
-    table: str
-    """All figures with their labels, one per line."""
-
-    def __str__(self) -> str:
-        return self.table
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(self.table)
 
 
 class Chat:
@@ -118,17 +91,11 @@ class Chat:
             save_later=not save,
         )
         self._engine.subscribe(self._inbox.put)
-        self._turn: RunningTurn | None = None
-        self._stream: weakref.ref[ReplyStream] | None = None
-        self._calls = 0
-        self._lock = threading.RLock()
-        """Held while a request starts, so that no two threads read the events of one."""
-        self._is_closed = False
-        self._process = os.getpid()
+        self._calls = Calls(self._engine, self._inbox)
         self._end = weakref.finalize(self, self._engine.close, CLOSE_S)
         self._engine.start()
         try:
-            self._call(None)  # waits until the model is ready
+            self._calls.wait_until_ready()
         except BaseException:
             self.close()
             raise
@@ -164,7 +131,7 @@ class Chat:
         """
         if not isinstance(text, str) or not text.strip():
             raise ConfigError("a message needs text")
-        return self._run(rq.Submit(text))
+        return self._calls.run(rq.Submit(text))
 
     def retry(self) -> ReplyStream:
         """Replace the newest reply by another one; events and errors as for `send`.
@@ -174,7 +141,7 @@ class Chat:
         """
         if not self.history:
             raise ConfigError("no reply to regenerate yet")
-        return self._run(rq.Retry())
+        return self._calls.run(rq.Retry())
 
     def ask(self, text: str) -> Reply:
         """Send a message and return the reply when it is complete; errors as for `send`."""
@@ -207,10 +174,7 @@ class Chat:
     @property
     def status(self) -> ChatStatus:
         """The figures now."""
-        board = self._inbox.board
-        assert board.info is not None
-        rows = [row for group in status_table(board).values() for row in group]
-        return ChatStatus(board.info, board.cache, board.turns, board.session, rows_text(rows))
+        return status_of(self._inbox.board)
 
     @property
     def settings(self) -> Settings:
@@ -231,7 +195,7 @@ class Chat:
         for name in settings:
             check_live(name)
         for name, value in settings.items():
-            self._expect(rq.SetOption(name, value), ev.SettingChanged)
+            self._calls.expect(rq.SetOption(name, value), ev.SettingChanged)
 
     def pin(self, turn: int | None = None) -> None:
         """Pin a turn, the newest by default, so that it is never evicted.
@@ -239,7 +203,7 @@ class Chat:
         Raises:
             ConfigError: There is no such turn, it was evicted, or it does not fit.
         """
-        self._expect(rq.Pin(self._number(turn)), ev.TurnPinned)
+        self._calls.expect(rq.Pin(self._number(turn)), ev.TurnPinned)
 
     def unpin(self, turn: int | None = None) -> None:
         """Unpin a turn, the newest by default.
@@ -247,7 +211,7 @@ class Chat:
         Raises:
             ConfigError: There is no such turn.
         """
-        self._expect(rq.Unpin(self._number(turn)), ev.TurnPinned)
+        self._calls.expect(rq.Unpin(self._number(turn)), ev.TurnPinned)
 
     def undo(self) -> str:
         """Undo the newest turn, also what it evicted; return its message.
@@ -255,11 +219,11 @@ class Chat:
         Raises:
             ConfigError: There is no turn, or it is too old.
         """
-        return self._expect(rq.Undo(), ev.TurnUndone).text
+        return self._calls.expect(rq.Undo(), ev.TurnUndone).text
 
     def clear(self) -> None:
         """Start a new conversation with the same model and settings. A saved one stays saved."""
-        self._expect(rq.Clear(), ev.ConversationCleared)
+        self._calls.expect(rq.Clear(), ev.ConversationCleared)
 
     # --- sessions -----------------------------------------------------------------------------------------------
 
@@ -287,9 +251,9 @@ class Chat:
         """
         if not self.history:
             raise SessionError("there is nothing to save yet; send a message first")
-        events = [] if self.session is not None else self._call(rq.Save())
+        events = [] if self.session is not None else self._calls.call(rq.Save())
         if self.session is None:
-            raise StoreError(_reason(events))
+            raise StoreError(reason(events))
         if title:
             with Store() as store:
                 store.rename(self.session, title)
@@ -327,14 +291,14 @@ class Chat:
         found, agreed = self._found(session, trust_model)
         if found == self.session:
             return
-        events = self._call(rq.OpenSession(found, agreed))
+        events = self._calls.call(rq.OpenSession(found, agreed))
         if not any(isinstance(event, ev.ConversationResumed) for event in events):
-            raise SessionError(_reason(events))
+            raise SessionError(reason(events))
 
     def close(self) -> None:
         """Stop everything, save the cache of a saved session, and release the model. May be called twice."""
-        self._is_closed = True
-        if os.getpid() == self._process:  # a forked process has no engine, and the lock is not its own
+        self._calls.close()
+        if not self._calls.is_forked:
             self._end()
 
     def __enter__(self) -> Chat:
@@ -348,75 +312,10 @@ class Chat:
     def __repr__(self) -> str:
         board = self._inbox.board
         name = one_line(board.info.name) if board.info is not None else self.settings.model
-        state = "closed" if self._is_closed else f"{board.cache.length:,} of {board.cache.cache_size:,} tokens cached"
+        state = (
+            "closed" if self._calls.is_closed else f"{board.cache.length:,} of {board.cache.cache_size:,} tokens cached"
+        )
         return f"<Chat with {name}: {board.turns} turns, {state}>"
-
-    # --- requests -----------------------------------------------------------------------------------------------
-
-    def _run(self, request: rq.TurnRequest) -> ReplyStream:
-        with self._lock:
-            self._settle()
-            self._engine.send(request)
-            self._turn = RunningTurn(self._engine, self._inbox)
-            stream = ReplyStream(self._turn)
-            self._stream = weakref.ref(stream)
-            return stream
-
-    def _settle(self) -> None:
-        """End a reply that nobody reads any more, and report what happened since the last call.
-
-        Raises:
-            TurnError: Another thread is reading it.
-            StreamchatError: The chat is closed, or belongs to another process.
-        """
-        if self._is_closed:
-            raise StreamchatError("the chat is closed; make a new one with Chat()")
-        if os.getpid() != self._process:
-            raise StreamchatError("this process was forked from the one of the chat; make the chat here with Chat()")
-        turn = self._turn
-        if turn is not None and not turn.is_done:
-            is_read = self._stream is not None and self._stream() is not None
-            if is_read and turn.thread != threading.get_ident():
-                raise TurnError("another thread is reading a reply of this chat; wait for its end, or call stop()")
-            turn.cancel()
-        self._turn = None
-        for event in self._inbox.get_waiting():
-            _report(event)
-
-    def _call(self, request: rq.Request | None) -> list[ev.Event]:
-        """Send a request, wait until it was carried out, and return its events."""
-        with self._lock:
-            return self._carried_out(request)
-
-    def _carried_out(self, request: rq.Request | None) -> list[ev.Event]:
-        self._settle()
-        if request is not None:
-            self._engine.send(request)
-        self._calls += 1
-        mark = str(self._calls)
-        self._engine.send(rq.CountTokens(mark))  # requests are answered in order
-        events: list[ev.Event] = []
-        while True:
-            event = self._inbox.get()
-            if isinstance(event, ev.TextCounted):
-                if event.text == mark:
-                    return events
-                continue  # of a call that was interrupted
-            events.append(event)
-            if request is None:
-                _report(event)
-
-    def _expect(self, request: rq.Request, kind: type[_E]) -> _E:
-        """Send a request and return the event of class `kind` that it causes.
-
-        Raises:
-            ConfigError: There was none.
-        """
-        events = self._call(request)
-        for event in events:
-            if isinstance(event, kind):
-                return event
-        raise ConfigError(_reason(events))
 
     def _number(self, turn: int | None) -> int:
         if turn is not None:
@@ -447,15 +346,3 @@ def _reply_of(stream: ReplyStream) -> Reply:
     reply = stream.reply
     assert reply is not None  # a stream that ends without one has raised
     return reply
-
-
-def _reason(events: Sequence[ev.Event]) -> str:
-    """Return why a request had no effect: the text of its last notice."""
-    texts = [event.text for event in events if isinstance(event, ev.Notice)]
-    return texts[-1] if texts else "nothing has changed"
-
-
-def _report(event: ev.Event) -> None:
-    """Log a notice."""
-    if isinstance(event, ev.Notice):
-        _log.log(logging.INFO if event.level == "info" else logging.WARNING, "%s", one_line(event.text))

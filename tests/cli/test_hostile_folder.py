@@ -22,6 +22,7 @@ from streamchat.kernels import build
 from streamchat.kernels.library import load_kernels
 from streamchat.kernels.sealed import open_sealed
 from streamchat.models.bundled import default
+from tests.support.kernels import QUICK_FLAGS
 from tests.support.models_help import save, tiny_llama
 from tests.support.pinned_wheel import wheel as wheel  # a fixture
 from tests.support.served_page import served, talk
@@ -30,6 +31,15 @@ ROOT = Path(streamchat.__file__).parents[1]
 SCRIPT = "import sys\nfrom streamchat.__main__ import main\nsys.exit(main())\n"
 """What pip makes of `[project.scripts]`."""
 RED = "#fe0123"
+QUICK_COMPILER = """#!/bin/sh
+for word; do
+    shift
+    if [ "$word" = -O3 ]; then word=-Og; fi
+    set -- "$@" "$word"
+done
+exec {compiler} "$@"
+"""
+"""Compiles the kernels in a third of the time."""
 
 
 def names() -> set[str]:
@@ -158,6 +168,7 @@ def test_a_check_whose_python_is_planted_is_not_passed(hostile: Path, monkeypatc
     """Were the folder looked in, the planted module would end the check without an error."""
     monkeypatch.setattr(child_processes, "python", lambda *arguments: [sys.executable, *arguments])
     monkeypatch.setattr(child_processes, "FOLDER", Path.cwd())
+    monkeypatch.setattr(build, "FLAGS", QUICK_FLAGS)
     Path("libgcc_s.so.1").unlink()  # the linker would fail
     monkeypatch.setattr(search_path, "clean", lambda environ: {**environ, "PYTHONPATH": str(ROOT)})
     with pytest.raises(build.KernelsUnavailableError, match="did not run"):
@@ -230,9 +241,13 @@ def test_a_local_ray_cluster_runs_nothing_of_it(hostile: Path, model: list[str],
 def test_no_file_of_it_is_opened(hostile: Path, model: list[str], tmp_path: Path) -> None:
     """As the system sees it, the compiler, linker and loader included."""
     (tmp_path / "script.txt").write_text("hello\n")
+    quick = tmp_path / "quick-compiler"
+    quick.write_text(QUICK_COMPILER.format(compiler=build.find_compiler()[0]))
+    quick.chmod(0o755)
     trace = tmp_path / "trace"
     wrap = ("strace", "-f", "-y", "-o", str(trace), "-e", "trace=openat,openat2")
-    done = run(tmp_path, "replay", *model, str(tmp_path / "script.txt"), "--out", str(tmp_path / "run"), wrap=wrap)
+    arguments = ["replay", *model, str(tmp_path / "script.txt"), "--out", str(tmp_path / "run")]
+    done = run(tmp_path, *arguments, wrap=wrap, CC=str(quick))
     if "ptrace" in done.stderr:
         pytest.skip("tracing is not permitted here")
     assert done.returncode == 0, done.stderr

@@ -17,8 +17,10 @@ from streamchat.kernels.build import KernelsUnavailableError
 from streamchat.kernels.library import load_kernels, why_unavailable
 from streamchat.models.load import load_model
 from tests.support.kept_objects import compiler_that_keeps
-from tests.support.kernels import needs_kernels
+from tests.support.kernels import QUICK_FLAGS, needs_kernels
 from tests.support.models_help import save, tiny_llama
+
+PRODUCT_FLAGS = build.FLAGS
 
 
 @pytest.fixture
@@ -26,6 +28,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty cache folder, and nothing loaded yet; returns where the kernels will be."""
     monkeypatch.setenv("STREAMCHAT_HOME", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(build, "FLAGS", QUICK_FLAGS)
     monkeypatch.setattr(library, "_loaded", functools.cache(library._loaded.__wrapped__))
     return paths.cache_dir() / "kernels"
 
@@ -37,7 +40,7 @@ def _objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kept_objects(_objects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only sources that no test has compiled yet are compiled: all together take 5 s."""
+    """Only sources that no test has compiled yet are compiled."""
     monkeypatch.setattr(build, "_compile", compiler_that_keeps(_objects))
 
 
@@ -52,6 +55,7 @@ def compiler(folder: Path, body: str) -> str:
 @pytest.mark.slow
 @needs_kernels
 def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "FLAGS", PRODUCT_FLAGS)
     made = build.library().path
     assert made.parent == fresh
     assert [path.name for path in fresh.iterdir()] == [made.name]
@@ -279,6 +283,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STREAMCHAT_HOME", str(tmp_path_factory.mktemp("whole")))
         patch.delenv("CC", raising=False)
+        patch.setattr(build, "FLAGS", QUICK_FLAGS)
         return build.library().path.read_bytes()
 
 
@@ -371,7 +376,8 @@ def test_a_library_is_on_the_disk_before_it_has_its_name(fresh: Path, monkeypatc
 @needs_kernels
 def test_two_processes_make_them_at_once(fresh: Path) -> None:
     code = (
-        "from streamchat.kernels import library; assert library.load_kernels('auto'), library.why_unavailable('auto')"
+        f"from streamchat.kernels import build, library; build.FLAGS = {QUICK_FLAGS}; "
+        "assert library.load_kernels('auto'), library.why_unavailable('auto')"
     )
     running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [each.wait(timeout=120) for each in running] == [0, 0]

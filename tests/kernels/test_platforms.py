@@ -21,6 +21,7 @@ from streamchat.kernels import build, library, platforms
 from streamchat.kernels.build import KernelsUnavailableError
 from streamchat.kernels.library import load_kernels, why_unavailable
 from streamchat.kernels.sealed import CHECKSUM_BYTES
+from tests.support.kernels import QUICK_FLAGS
 
 CLANG = """#!/bin/sh
 echo "$@" >> {log}
@@ -40,6 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, and nothing loaded yet."""
     monkeypatch.setenv("STREAMCHAT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(build, "FLAGS", QUICK_FLAGS)
     monkeypatch.setattr(library, "_loaded", functools.cache(library._loaded.__wrapped__))
     return tmp_path / "home"
 

@@ -460,14 +460,14 @@ def test_threads_that_send_at_the_same_moment_get_a_reply_or_an_error(
 ) -> None:
     """One after the other starts a turn: no two read the events of one, which would let one wait forever."""
     chat = real()
-    settle, both = chat._settle, threading.Barrier(2)
+    settle, both = chat._calls._settle, threading.Barrier(2)
 
     def settle_together() -> None:
         settle()
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(0.2)
 
-    monkeypatch.setattr(chat, "_settle", settle_together)
+    monkeypatch.setattr(chat._calls, "_settle", settle_together)
     streams: list[tuple[str, list[events.Event]]] = []
 
     def ask(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,29 +32,9 @@ from tests.support.real_engine import Watched, running
 
 pytest.importorskip("websockets", reason="the package websockets is not installed")
 
-from tests.support.attached import Front, attached, steady
-
-ENDLESS = 100_000
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(tmp_path_factory.mktemp("attach"), temperature=0.8) as server:
-        yield server
-
-
-@pytest.fixture
-def front(api: Running) -> Iterator[Front]:
-    """A front end of a new session."""
-    with attached(api, new=True) as made:
-        yield made
-
-
-def begin_endless(front: Front) -> None:
-    """Start a reply that ends with `Stop`, and wait until it has shown text."""
-    front.engine.send(SetOption("max_new_tokens", ENDLESS))
-    front.engine.send(Submit("go on"))
-    front.wait(ev.TextDelta, len(front.of(ev.TextDelta)) + 3)
+from tests.support.attached import ENDLESS, Front, attached, begin_endless, steady
+from tests.support.attached import api as api  # fixtures
+from tests.support.attached import front as front
 
 
 def ids_of(api: Running, session: str) -> list[int]:

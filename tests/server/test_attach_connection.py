@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +32,9 @@ from streamchat.attach.connection import AttachError
 from streamchat.attach.engine import AttachedEngine
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
-from tests.support.attached import Front, attached, steady
-
-ENDLESS = 100_000
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(tmp_path_factory.mktemp("attach"), temperature=0.8) as server:
-        yield server
-
-
-@pytest.fixture
-def front(api: Running) -> Iterator[Front]:
-    with attached(api, new=True) as made:
-        yield made
-
-
-def begin_endless(front: Front) -> None:
-    """Start a reply that ends with `Stop`, and wait until it has shown text."""
-    front.engine.send(SetOption("max_new_tokens", ENDLESS))
-    front.engine.send(Submit("go on"))
-    front.wait(ev.TextDelta, 3)
-
+from tests.support.attached import Front, LaterConnections, attached, begin_endless, steady
+from tests.support.attached import api as api  # fixtures
+from tests.support.attached import front as front
 
 # --- lost connections ---------------------------------------------------------------------------------------------
 
@@ -134,31 +113,16 @@ def test_a_front_end_that_was_away_too_long_is_drawn_again(api: Running, front: 
     shared = next(each for each in _shared(api) if each.session.id == front.attached.session)
     shared.history._max_events = 5
     with attached(api, front.attached.session) as other:
-        front.attached._connect = _Later(front.attached._connect)
+        front.attached._connect = LaterConnections(front.attached._connect)
         front.cut()
         front.wait(ev.ConnectionChanged)
         front.engine.send(Submit("typed while away"))
         other.turn("meanwhile")
-        front.attached._connect.release()
+        front.attached._connect.is_open = True
         [turn, later] = front.wait(ev.ConversationResumed).turns
         assert (turn.text, later.text) == ("first", "meanwhile")
         front.wait(ev.TurnFinished, 2)
         assert front.of(ev.TurnFinished)[-1].text == "typed while away"
-
-
-class _Later:
-    """Opens connections only after `release`."""
-
-    def __init__(self, opens: Any) -> None:
-        self._opens, self._is_released = opens, False
-
-    def release(self) -> None:
-        self._is_released = True
-
-    def __call__(self, *arguments: Any) -> Any:
-        if not self._is_released:
-            raise AttachError("not yet")
-        return self._opens(*arguments)
 
 
 def _shared(api: Running) -> list[Any]:
@@ -225,9 +189,10 @@ def test_a_front_end_that_does_not_read_delays_nobody(api: Running, front: Front
 def raw(
     api: Running, query: dict[str, str] | None = None, headers: dict[str, str] | None = None, max_queue: int = 16
 ) -> Any:
-    """A WebSocket that speaks for itself."""
+    """A WebSocket that speaks for itself, and sends no pings: their answers are not seen while it does not read."""
     url = parse_address(api.base).socket_url(**({"client": "a" * 32} | (query or {})))
-    return connect(url, additional_headers=headers, max_queue=max_queue, close_timeout=0.1, proxy=None)
+    options: dict[str, Any] = {"max_queue": max_queue, "close_timeout": 0.1, "ping_interval": None, "proxy": None}
+    return connect(url, additional_headers=headers, **options)
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,32 +15,9 @@ from tests.support.api_server import Running, serving
 
 pytest.importorskip("websockets", reason="the package websockets is not installed")
 
-from streamchat.attach.connection import AttachError
-from tests.support.attached import Front, attached
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(tmp_path_factory.mktemp("attach"), temperature=0.8) as server:
-        yield server
-
-
-@pytest.fixture
-def front(api: Running) -> Iterator[Front]:
-    with attached(api, new=True) as made:
-        yield made
-
-
-class _Later:
-    """Opens connections only if `is_open`."""
-
-    def __init__(self, opens: Any) -> None:
-        self._opens, self.is_open = opens, False
-
-    def __call__(self, *arguments: Any) -> Any:
-        if not self.is_open:
-            raise AttachError("not yet")
-        return self._opens(*arguments)
+from tests.support.attached import Front, LaterConnections, attached
+from tests.support.attached import api as api  # fixtures
+from tests.support.attached import front as front
 
 
 def test_a_turn_that_is_paged_in_ends_its_request(api: Running, front: Front) -> None:
@@ -65,7 +40,7 @@ def test_a_front_end_that_comes_back_after_many_sessions_of_others_gets_events(
 ) -> None:
     monkeypatch.setattr(shared_sessions, "MAX_IDLE", 1)
     front.turn("first")
-    later = front.attached._connect = _Later(front.attached._connect)
+    later = front.attached._connect = LaterConnections(front.attached._connect)
     front.cut()
     front.wait(ev.ConnectionChanged)
     for _ in range(3):

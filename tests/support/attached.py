@@ -7,15 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import pytest
+
 from streamchat.attach.address import parse_address
-from streamchat.attach.connection import Connection
+from streamchat.attach.connection import AttachError, Connection
 from streamchat.attach.engine import AttachedEngine
 from streamchat.attach.frames import FromServer, Numbered
 from streamchat.base import events as ev
+from streamchat.base.requests import SetOption, Submit
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
-from tests.support.api_server import Running
+from tests.support.api_server import Running, serving
 from tests.support.real_engine import Watched
+
+ENDLESS = 100_000
+"""Tokens of a reply that ends with `Stop`."""
 
 
 class Front(Watched):
@@ -63,3 +69,36 @@ def steady(numbered: list[tuple[int, ev.Event]]) -> bool:
     """Whether the numbers of events have no gap and no repetition."""
     numbers = [number for number, _ in numbered]
     return numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that saves its sessions."""
+    with serving(tmp_path_factory.mktemp("attach"), temperature=0.8) as server:
+        yield server
+
+
+@pytest.fixture
+def front(api: Running) -> Iterator[Front]:
+    """A front end of a new session."""
+    with attached(api, new=True) as made:
+        yield made
+
+
+def begin_endless(front: Front) -> None:
+    """Start a reply that ends with `Stop`, and wait until it has shown text."""
+    front.engine.send(SetOption("max_new_tokens", ENDLESS))
+    front.engine.send(Submit("go on"))
+    front.wait(ev.TextDelta, len(front.of(ev.TextDelta)) + 3)
+
+
+class LaterConnections:
+    """Opens connections only if `is_open`."""
+
+    def __init__(self, opens: Any) -> None:
+        self._opens, self.is_open = opens, False
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not self.is_open:
+            raise AttachError("not yet")
+        return self._opens(*arguments)

@@ -184,9 +184,9 @@ class Walk:
         if not self.terminal.is_alive():
             self._check_end(0)
             return
-        for _ in range(3):  # Ctrl+D ends the prompt only if nothing was typed while a reply was stopped
+        for _ in range(10):  # Ctrl+D ends the prompt only if nothing was typed while a reply was stopped
             self.terminal.send(b"\x11" if self._front_end == "app" else b"\x04")
-            if self.terminal.wait(lambda: not self.terminal.is_alive(), 10):
+            if self.terminal.wait(lambda: not self.terminal.is_alive(), 3):
                 break
             self._settle()
         self._check_end(0)
