@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from streamchat.base.atomic_files import advice_or, write_new, write_text
+from streamchat.base.atomic_files import advice_or, write_new
 from streamchat.base.errors import SessionError, StoreError, reason_of
 from streamchat.base.paths import fsync, private_dir, private_opener
 from streamchat.base.thinking import split
@@ -264,15 +265,18 @@ class SharedFolder:
             with suppress(OSError):
                 self._tail(key).unlink()
 
-    def check_writable(self) -> None:
-        """Check that the folder can be used.
+    def identity(self) -> str:
+        """Return a text that tells this folder from others of the same name on other machines; create the folder.
 
         Raises:
-            StoreError: It cannot.
+            StoreError: It cannot be used.
         """
+        path = self.root / "id"
         with self._errors():
             private_dir(self.root)
-            write_text(self.root / "format", "1\n", durable=False)
+            with suppress(FileExistsError):
+                write_new(path, secrets.token_hex(16), durable=True)
+            return path.read_text(encoding="utf-8")
 
     def _tail(self, key: str) -> Path:
         return self.root / "newest" / key[:3] / key
