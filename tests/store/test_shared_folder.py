@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from array import array
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,13 @@ def test_a_line_that_was_cut_off_does_not_count_and_nothing_after_it(cut: int) -
     damaged = bytearray(first + second)
     damaged[len(first) + 20] ^= 1
     assert read_log(bytes(damaged)) == read_log(first)
+
+
+def test_a_log_of_another_version_is_refused_and_not_read_in_part() -> None:
+    """The turns in it were confirmed."""
+    later = whole(turn(2)).replace(b'"reply"', b'"answer"')[9:-1]
+    with pytest.raises(StoreError, match="use the same version on all machines"):
+        read_log(whole(turn(1)) + b"%08x %s\n" % (zlib.crc32(later), later))
 
 
 def test_one_of_many_claims_succeeds(tmp_path: Path) -> None:

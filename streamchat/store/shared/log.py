@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+from streamchat.base.errors import StoreError
 from streamchat.store.records import (
     CacheMark,
     SessionInfo,
@@ -56,28 +57,42 @@ def line_of(
 
 
 def read_log(data: bytes) -> StoredSession | None:
-    """Return the session in a log; None if its first line is not complete."""
+    """Return the session in a log; None if its first line is not complete.
+
+    Raises:
+        StoreError: A complete line cannot be read, because another version of streamchat wrote it.
+    """
     found: StoredSession | None = None
-    for value in _values(data):
-        first = value["first"]
-        if found is None and first != 1:
-            return None
-        before = found or StoredSession(_info(value["info"], 0), array("i"), ())
-        turns = (*before.turns[: first - 1], *map(_turn, value["turns"]))
-        found = StoredSession(
-            _info(value["info"], len(turns)),
-            before.system_ids if value["system_ids"] is None else _ids(value["system_ids"]),
-            turns,
-            (*(each for each in before.evictions if each.turn < first), *map(_eviction, value["evictions"])),
-        )
+    for text in _texts(data):
+        try:
+            found = _applied(found, json.loads(text))
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise StoreError(
+                "another version of streamchat wrote the log of this session; use the same version on all machines"
+            ) from error
     return found
 
 
-def _values(data: bytes) -> Iterator[dict[str, Any]]:
-    for line in data.splitlines(keepends=True):
-        if not line.endswith(b"\n") or line[:9] != b"%08x " % zlib.crc32(line[9:-1]):
+def _texts(data: bytes) -> Iterator[bytes]:
+    for line in data.split(b"\n")[:-1]:
+        if line[:9] != b"%08x " % zlib.crc32(line[9:]):
             return
-        yield json.loads(line[9:])
+        yield line[9:]
+
+
+def _applied(found: StoredSession | None, value: dict[str, Any]) -> StoredSession:
+    """Return the session after a line; raises ValueError for a first line without the whole session."""
+    first = value["first"]
+    if first < 1 or (found is None and first != 1):
+        raise ValueError("earlier turns are missing")
+    before = found or StoredSession(_info(value["info"], 0), array("i"), ())
+    turns = (*before.turns[: first - 1], *map(_turn, value["turns"]))
+    return StoredSession(
+        _info(value["info"], len(turns)),
+        before.system_ids if value["system_ids"] is None else _ids(value["system_ids"]),
+        turns,
+        (*(each for each in before.evictions if each.turn < first), *map(_eviction, value["evictions"])),
+    )
 
 
 def _text(ids: Iterable[int]) -> str:
