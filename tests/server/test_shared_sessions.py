@@ -110,6 +110,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         return chat(server.respond, TEXTS)[0]
 
 
+@pytest.mark.slow
 def test_a_session_goes_on_at_another_replica_with_the_same_ids(tmp_path: Path, undisturbed: list[str]) -> None:
     """Also after evictions, if the cache is saved with each turn."""
     with cluster(tmp_path, "a", "b", snapshot_turns=1) as running:
@@ -121,6 +122,7 @@ def test_a_session_goes_on_at_another_replica_with_the_same_ids(tmp_path: Path, 
         assert replies + more == undisturbed
 
 
+@pytest.mark.slow
 def test_a_replica_that_lost_a_session_confirms_nothing_more(tmp_path: Path, undisturbed: list[str]) -> None:
     """It writes to a log that nobody reads, and answers with an error."""
     with cluster(tmp_path, "a", "b", snapshot_turns=1) as running:
@@ -150,6 +152,7 @@ def test_a_replica_that_lost_a_session_confirms_nothing_more(tmp_path: Path, und
         assert replies + more == undisturbed[:4]
 
 
+@pytest.mark.slow
 def test_a_client_that_sends_its_history_finds_its_session_at_any_replica(tmp_path: Path) -> None:
     with cluster(tmp_path, "a", "b") as running:
         messages = [{"role": "user", "content": "hello"}]
