@@ -96,7 +96,37 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"maximum number of messages per request (default: {limits.messages})",
     )
+    _add_cluster_flags(parser)
     flags.add_setting_flags(parser, [name for name in setting_fields() if spec_of(name).section in SECTIONS])
+
+
+def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    cluster = parser.add_argument_group("on a Ray cluster")
+    cluster.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="serve on a Ray cluster, with one model per replica: 'auto' (the default) finds a running cluster, "
+        "'local' starts one on this machine",
+    )
+    cluster.add_argument(
+        "--replicas",
+        default="1",
+        metavar="N",
+        help="number of replicas with --ray; 1-4 = as many as the requests need (default: 1)",
+    )
+    cluster.add_argument(
+        "--replica-cpus", type=float, default=1.0, metavar="N", help="CPUs per replica with --ray (default: 1)"
+    )
+    cluster.add_argument(
+        "--replica-gpus", type=float, default=0.0, metavar="N", help="GPUs per replica with --ray (default: 0)"
+    )
+    cluster.add_argument(
+        "--shared",
+        metavar="FOLDER",
+        help="folder of the sessions with --ray, which all machines must see (default: one on this machine)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,6 +140,10 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     configuration = flags.configuration_of(args)
     require_libraries()
+    if args.ray is not None:
+        from streamchat.commands.serve_ray import serve_on_ray
+
+        return serve_on_ray(args, configuration, options)
     from streamchat.server.run import ApiServer
     from streamchat.store.store import Store
     from streamchat.telemetry.log_file import start_logging
@@ -135,14 +169,14 @@ def run(args: argparse.Namespace) -> int:
 def _announce(server: ApiServer, options: Options) -> None:
     assert server.model.info is not None
     for note in server.model.notes:
-        _say(note)
+        say(note)
     if server.new_token:
-        _say(f"the token, which clients give as their API key, shown only once: {server.token}")
+        say(f"the token, which clients give as their API key, shown only once: {server.token}")
     if server.token:
-        _say(f"every request needs the token in {options.token_file or token_path()}")
-    _say(f"serving {server.model.info.name} at {server.url}; press Ctrl+C to stop")
+        say(f"every request needs the token in {options.token_file or token_path()}")
+    say(f"serving {server.model.info.name} at {server.url}; press Ctrl+C to stop")
     if has_attach():
-        _say(f"chat with it in a terminal: {_attach_command(server, options)}")
+        say(f"chat with it in a terminal: {_attach_command(server, options)}")
 
 
 def _attach_command(server: ApiServer, options: Options) -> str:
@@ -153,7 +187,8 @@ def _attach_command(server: ApiServer, options: Options) -> str:
     return " ".join(parts)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line on stderr."""
     print(f"streamchat: {one_line(text)}", file=sys.stderr, flush=True)
 
 

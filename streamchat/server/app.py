@@ -50,7 +50,6 @@ class Parts:
 
     model: ModelThread
     served: Served
-    access: Access
     limits: Limits
     metrics: Callable[[], tuple[bytes, str]]
     """Returns the text of `/metrics`, and its media type."""
@@ -60,8 +59,13 @@ class Parts:
     """Serves the WebSockets of attached front ends; None for none."""
 
 
-def make_app(parts: Parts, admission: Admission) -> ASGIApp:
-    """Return the application."""
+def make_app(parts: Parts, admission: Admission, access: Access) -> ASGIApp:
+    """Return the application, with the checks of `access` before every route."""
+    return Guard(make_routes(parts, admission), access, parts.attach)
+
+
+def make_routes(parts: Parts, admission: Admission) -> ASGIApp:
+    """Return the application without any check of who may use it."""
     name, figures = parts.served.models[0], _Figures(parts)
 
     def completion(asked: Request, created: int) -> Shape:
@@ -79,11 +83,15 @@ def make_app(parts: Parts, admission: Admission) -> ASGIApp:
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/metrics", figures.metrics),
     ]
-    handlers: Any = {ApiError: _refuse, HTTPException: _refuse_http, Exception: _refuse_unexpected}
-    return _Guard(Starlette(routes=routes, exception_handlers=handlers), parts.access, parts.attach)
+    return Starlette(routes=routes, exception_handlers=error_handlers())
 
 
-class _Guard:
+def error_handlers() -> Any:
+    """Return what turns errors into answers, for Starlette."""
+    return {ApiError: _refuse, HTTPException: _refuse_http, Exception: _refuse_unexpected}
+
+
+class Guard:
     """Checks every request before its route, and adds headers to every answer."""
 
     def __init__(self, app: ASGIApp, access: Access, attach: ASGIApp | None) -> None:

@@ -67,6 +67,15 @@ async def read_json(stream: AsyncIterator[bytes], max_bytes: int) -> dict[str, A
     Raises:
         ApiError: It is too long, too slow, or not a JSON object.
     """
+    return parse_json(await read_body(stream, max_bytes))
+
+
+async def read_body(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        ApiError: It is too long or too slow.
+    """
     from starlette.requests import ClientDisconnect
 
     try:
@@ -82,8 +91,17 @@ async def read_json(stream: AsyncIterator[bytes], max_bytes: int) -> dict[str, A
         raise ApiError(400, "the client is gone", code="client_gone") from None
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_S:g} s", code="body_too_slow") from None
+    return bytes(data)
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body.
+
+    Raises:
+        ApiError: It is not one.
+    """
     try:
-        text = bytes(data).decode("utf-8")
+        text = data.decode("utf-8")
         body = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated)
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None

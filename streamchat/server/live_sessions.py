@@ -60,7 +60,10 @@ class LiveSessions:
             SessionError: The session cannot be restored.
         """
         if session.is_live:
-            return self._seat_with(session)
+            seat = self._seat_with(session)
+            if not seat.is_lost:
+                return seat
+            seat.abandon()
         self._wait(lambda: self._has_free_seat() or call.cancelled.is_set())
         if call.cancelled.is_set():
             raise CallCancelledError
@@ -82,6 +85,11 @@ class LiveSessions:
         if session.is_live:
             self._seat_with(session).release()
         self._forget(session)
+
+    def abandon_lost(self, seat: Seat) -> None:
+        """Free a seat whose session must not go on here."""
+        if seat.is_lost:
+            seat.abandon()
 
     def close(self) -> None:
         """Save all sessions and free all seats."""

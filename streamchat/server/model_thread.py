@@ -46,6 +46,7 @@ class ModelThread:
         observe: Called with every event and its session, on the model's thread.
         observe_switch: Called with the time, in seconds, to put a saved session into a seat, on the model's thread.
         progress: Reports the progress of loading.
+        is_shared: Whether other replicas may continue the sessions.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class ModelThread:
         observe: Observe = lambda session, event: None,
         observe_switch: Callable[[float], None] = lambda seconds: None,
         progress: Progress = silent,
+        is_shared: bool = False,
     ) -> None:
+        self._is_shared = is_shared
         self.configuration, self._size, self._load = configuration, live, load
         self._open_store, self._progress = open_store, progress
         self.observe = observe
@@ -204,6 +207,8 @@ class ModelThread:
             new_archive,
             self.scheduler.pause,
             self._publish,
+            writer.finish,
+            self._is_shared,
         )
         return LiveSessions(
             self._size,

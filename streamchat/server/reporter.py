@@ -58,6 +58,10 @@ class Reporter:
         if not self._call.prompt.is_response:
             self._session.completions.add(event.stats.turn)
         assert event.finish_reason != "error"
+        if self._seat.is_lost:
+            self.has_failed = True
+            self._call.report(not_saved())
+            return
         self._call.report(Ended(event.finish_reason, self._usage(event)))
 
     def _usage(self, event: ev.TurnFinished) -> Usage:
@@ -74,6 +78,15 @@ class Reporter:
         self.has_failed = True
         status, code = _FAILURES.get(event.failure, (500, "turn_failed"))
         self._call.report(ApiError(status, event.message, code=code))
+
+
+def not_saved() -> ApiError:
+    """Return the error of a call whose reply does not count, because it is not saved."""
+    return ApiError(
+        503,
+        "the reply could not be saved, or another replica has taken over its session; send the request again",
+        code="not_saved",
+    )
 
 
 def stopped() -> ApiError:

@@ -201,10 +201,9 @@ class ApiServer:
         parts = Parts(
             self.model,
             Served(names, settings, options.limits.messages),
-            access,
             options.limits,
             self._metrics.text,
             int(time.time()),
             attach,
         )
-        return make_app(parts, self._admission)
+        return make_app(parts, self._admission, access)

@@ -10,11 +10,9 @@ from streamchat.config.settings import Settings
 from streamchat.server.calls import Prompt
 from streamchat.server.known import KnownSession, KnownSessions, turn_key
 from streamchat.store.database import database_identity
-from streamchat.store.records import SessionInfo, StoredSession
+from streamchat.store.records import SCOPE, SessionInfo, StoredSession
 from streamchat.store.store import Store
 
-SCOPE = "api_scope"
-"""Key of a session's scope among its stored settings."""
 MAX_CANDIDATES = 8
 MAX_LISTED = 200
 """Sessions among which the newest one is looked for."""
@@ -72,7 +70,10 @@ class SavedSessions:
         newest = next((each.message for each in reversed(prompt.history) if each.message), None)
         if newest is None:
             return
-        for id_ in self._store.sessions_with_message(newest, MAX_CANDIDATES):
+        last, system = prompt.history[-1], prompt.system or self._settings.system_prompt
+        elsewhere = self._store.session_after(prompt.scope, system, last.message or "", last.reply)
+        here = self._store.sessions_with_message(newest, MAX_CANDIDATES)
+        for id_ in dict.fromkeys(filter(None, (elsewhere, *here))):
             if id_ in known:
                 continue
             stored = self._store.load(id_)

@@ -19,8 +19,8 @@ from streamchat.engine.turn_runner import TurnRunner
 from streamchat.server.attachment import Attachment
 from streamchat.server.calls import Call
 from streamchat.server.known import DEPTH, KnownSession, stamp_of, turn_key
-from streamchat.server.saved_sessions import SCOPE
 from streamchat.sessions.archive import Archive, ClaimedSession, resume_notices
+from streamchat.store.records import SCOPE
 
 if TYPE_CHECKING:  # torch is imported on the model's thread only
     from streamchat.conversation.conversation import Conversation
@@ -60,6 +60,10 @@ class SeatParts:
     """Called before each forward pass; lets other seats work."""
     publish: Callable[[KnownSession, ev.Event], None]
     """Called with every event and its session."""
+    finish_snapshot: Callable[[str], None]
+    """Waits until the snapshot of a session is on the disk."""
+    is_shared: bool = False
+    """Whether other replicas may continue the sessions; a reply then counts only when it is saved."""
 
 
 class Seat:
@@ -146,6 +150,17 @@ class Seat:
         self.session, session.is_live = session, True
         self._record()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the session must not go on here: another replica owns it, or its latest turn could not be saved."""
+        return self._parts.is_shared and self._archive.is_lost
+
+    def abandon(self) -> None:
+        """Free the seat without saving; the session is restored when it is needed again."""
+        self._archive.abandon()
+        if self.session is not None:
+            self.session.is_live, self.session = False, None
+
     def release(self) -> None:
         """Save the session and free the seat; its buffers stay allocated."""
         if self.session is not None:
@@ -198,7 +213,10 @@ class Seat:
 
     def _save(self) -> None:
         """Save everything and close the session; its cache is written later."""
-        self._archive.leave(self.started)
+        if self.is_lost:
+            self._archive.abandon()
+        else:
+            self._archive.leave(self.started)
 
     # --- turns ------------------------------------------------------------------------------------------------
 
@@ -257,9 +275,18 @@ class Seat:
         """Record and publish an event; sample the figures if it is due."""
         if self.session is None:
             return
+        if self._parts.is_shared and isinstance(event, ev.TurnFinished) and not event.rolled_back:
+            self._snapshot_if_due(event.stats.turn)
         self._archive.record(event)
         self._publish(event)
         self._status.sample_if_due()
+
+    def _snapshot_if_due(self, turn: int) -> None:
+        """Write the cache before the turn is recorded: whoever finds the turn then finds the cache, too."""
+        every, session = self.settings.snapshot_turns, self._archive.session
+        if every and turn % every == 0 and session is not None:
+            self._archive.snapshot(self.started)
+            self._parts.finish_snapshot(session)
 
     def _publish(self, event: ev.Event) -> None:
         session = self.session

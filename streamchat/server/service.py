@@ -210,6 +210,7 @@ class Service:
             seat.run(call, call.prompt.message, call.prompt.settings, call.prompt.stop)
         finally:
             seat.listener = None
+            self._live.abandon_lost(seat)
             if not call.prompt.keep:
                 self._drop(session, seat, turns)
 

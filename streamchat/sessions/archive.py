@@ -265,6 +265,20 @@ class Archive:
 
         self._write_snapshot(session, finish)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether changes of the session could not be saved, or another replica of a server owns it now."""
+        recorder = self.recorder
+        if recorder is None or recorder.session is None:
+            return False
+        return recorder.has_failed or not recorder.store.owns(recorder.session)
+
+    def abandon(self) -> None:
+        """Close the session without saving anything more."""
+        if self.recorder is not None:
+            self.recorder.abandon_session()
+        self.changed = False
+
     def _captured(self, session: str, active: StartedConversation) -> Callable[[], object]:
         """Copy the cache; return a function that saves it, which any thread may call."""
         from streamchat.cache import checkpoint
@@ -322,12 +336,8 @@ class Archive:
         Raises:
             SessionError: The session does not exist, or another process has locked it.
         """
-        from streamchat.store.lock import SessionLock
-
         assert self.recorder is not None
-        store = self.recorder.store
-        info = store.find(session)
-        return ClaimedSession(info, SessionLock(store.lock_folder, info.id, info.opened_by))
+        return ClaimedSession(*self.recorder.store.lock_session(session))
 
     def restore(self, active: StartedConversation, claimed: ClaimedSession) -> tuple[ev.ConversationResumed, list[str]]:
         """Restore a session into `active`, a new conversation; return the event and notices to emit."""
@@ -361,7 +371,7 @@ class Archive:
         if stored.damage:
             store.repair_session(stored)
         identity = self._identities.of(active)
-        result = resume(conversation, stored, identity, store.snapshot_path(session))
+        result = resume(conversation, stored, identity, store.newest_snapshot(session))
         self.recorder.adopt(
             conversation,
             identity,

@@ -134,6 +134,18 @@ class Recorder:
             self._lock.release()
         self._forget_session()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the latest write failed."""
+        return self._failed
+
+    def abandon_session(self) -> None:
+        """Unlock the session, and forget what was not written."""
+        if self._lock is not None:
+            self._lock.release()
+        self._failed = self._has_lost = False
+        self._forget_session()
+
     def leave_session(self) -> Callable[[], None]:
         """Like `close_session`, but return the function that closes and unlocks it. Any thread may call it, once."""
         session, lock, path = self.session, self._lock, self.store.path

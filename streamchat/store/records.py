@@ -12,6 +12,8 @@ from streamchat.base.errors import ConfigError
 from streamchat.base.sanitize import one_line
 
 MAX_TITLE = 200
+SCOPE = "api_scope"
+"""Key of the scope of a session of a server among its stored settings."""
 Run = tuple[int, int]
 """`[first, stop)` of token log indices."""
 TurnState = Literal["running", "done"]

@@ -33,7 +33,7 @@ from streamchat.store.rows import figures_of, info_of, moment, session_of
 from streamchat.store.scrub import mark_pending, remove_orphans, scrub
 from streamchat.store.search import excerpt, like, query_of
 from streamchat.store.users import lock_folder
-from streamchat.store.writing import insert_session, repair_session, write_turn
+from streamchat.store.writing import insert_evictions, insert_session, repair_session, write_turn
 
 _INFO = """
     SELECT s.*, (SELECT count(*) FROM turns t WHERE t.session = s.id AND t.state != 'undone') AS turns
@@ -88,6 +88,10 @@ class Store:
         """Return the path of a session's cache snapshot, whether it exists or not."""
         return self.path.parent / "snapshots" / f"{session}.safetensors"
 
+    def newest_snapshot(self, session: str) -> Path:
+        """Return the path of the snapshot to restore, whether it exists or not."""
+        return self.snapshot_path(session)
+
     @property
     def is_user_database(self) -> bool:
         """Whether it is the user's database, not that of a replay."""
@@ -97,6 +101,21 @@ class Store:
     def lock_folder(self) -> Path:
         """The folder of the session locks."""
         return lock_folder(self.path)
+
+    # --- owning -------------------------------------------------------------------------------------------------
+
+    def lock_session(self, name: str) -> tuple[SessionInfo, SessionLock]:
+        """Lock the session that `name` refers to (see `find`) for this process; return it and the lock.
+
+        Raises:
+            SessionError: The session does not exist, or another process has locked it.
+        """
+        info = self.find(name)
+        return info, SessionLock(self.lock_folder, info.id, info.opened_by)
+
+    def owns(self, session: str) -> bool:
+        """Return whether a session that is locked may be written."""
+        return True
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -111,10 +130,13 @@ class Store:
         self, title: str, identity: ModelIdentity, settings: Mapping[str, Any], system_ids: Iterable[int] = ()
     ) -> SessionLock:
         """Create a session that this process has open; return its lock. If the lock fails, nothing is created."""
+        return self._create_locked(None, NewSession(title, identity, settings), system_ids)
+
+    def _create_locked(self, session: str | None, new: NewSession, system_ids: Iterable[int]) -> SessionLock:
         lock: SessionLock | None = None
         try:
             with self._open.write() as connection:
-                session = insert_session(connection, NewSession(title, identity, settings), system_ids)
+                session = insert_session(connection, new, system_ids, session)
                 lock = SessionLock(self.lock_folder, session)
                 connection.execute("UPDATE sessions SET opened_by = ? WHERE id = ?", (os.getpid(), session))
         except BaseException:
@@ -168,14 +190,7 @@ class Store:
                 connection.execute("DELETE FROM evictions WHERE session = ? AND turn >= ?", (session, undone_from))
             for turn in turns:
                 write_turn(connection, session, turn, is_reencoded=identity is not None)
-            connection.executemany(
-                "INSERT INTO evictions (session, turn, at, cause, runs, length_before, length_after) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (session, e.turn, e.at, e.cause, json.dumps(e.runs), e.length_before, e.length_after)
-                    for e in evictions
-                ],
-            )
+            insert_evictions(connection, session, evictions)
             if cache is not None:
                 connection.execute(
                     "UPDATE sessions SET held = ?, pins = ?, compressions = ? WHERE id = ?",
@@ -315,6 +330,10 @@ class Store:
             limit,
         )
         return [row["id"] for row in rows]
+
+    def session_after(self, scope: str, system: str, message: str, reply: str) -> str | None:
+        """Return a session of another replica of a server with this exchange among its newest ones; here, None."""
+        return None
 
     @reads_rows
     def load(self, session: str) -> StoredSession:

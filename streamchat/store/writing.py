@@ -9,18 +9,34 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from streamchat.store.records import CacheMark, NewSession, StoredSession, StoredTurn, clean, pack_ids
+from streamchat.store.records import (
+    CacheMark,
+    ModelIdentity,
+    NewSession,
+    StoredEviction,
+    StoredSession,
+    StoredTurn,
+    clean,
+    pack_ids,
+)
 
 ID_LENGTH = 6
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
 
 
-def insert_session(connection: sqlite3.Connection, new: NewSession, system_ids: Iterable[int] = ()) -> str:
-    """Insert a session with its turns; return its new id."""
-    while True:
-        session = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
-        if not connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session,)).fetchone():
-            break
+def new_id() -> str:
+    """Return a random id of a session."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
+
+
+def insert_session(
+    connection: sqlite3.Connection, new: NewSession, system_ids: Iterable[int] = (), session: str | None = None
+) -> str:
+    """Insert a session with its turns; return its id: `session`, or a new one."""
+    while session is None:
+        session = new_id()
+        if connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session,)).fetchone():
+            session = None
     now, identity = time.time(), new.identity
     names = (clean(identity.model), clean(identity.model_name))
     prints = (identity.dtype, identity.fingerprint, identity.tokenizer)
@@ -32,6 +48,29 @@ def insert_session(connection: sqlite3.Connection, new: NewSession, system_ids: 
     for turn in new.turns:
         write_turn(connection, session, turn)
     return session
+
+
+def replace_session(connection: sqlite3.Connection, stored: StoredSession) -> None:
+    """Write a whole session in place of the one with its id, if there is one."""
+    info = stored.info
+    connection.execute("DELETE FROM sessions WHERE id = ?", (info.id,))
+    identity = ModelIdentity(info.model, info.model_name, info.dtype, info.fingerprint, info.tokenizer)
+    new = NewSession(info.title, identity, info.settings, stored.turns)
+    insert_session(connection, new, stored.system_ids, info.id)
+    insert_evictions(connection, info.id, stored.evictions)
+    connection.execute(
+        "UPDATE sessions SET created = ?, updated = ?, held = ?, pins = ?, compressions = ? WHERE id = ?",
+        (info.created, info.updated, json.dumps(info.held), json.dumps(info.pins), info.compressions, info.id),
+    )
+
+
+def insert_evictions(connection: sqlite3.Connection, session: str, evictions: Iterable[StoredEviction]) -> None:
+    """Insert evictions of a session."""
+    connection.executemany(
+        "INSERT INTO evictions (session, turn, at, cause, runs, length_before, length_after) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [(session, e.turn, e.at, e.cause, json.dumps(e.runs), e.length_before, e.length_after) for e in evictions],
+    )
 
 
 def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *, is_reencoded: bool = False) -> None:

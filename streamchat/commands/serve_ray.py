@@ -1,0 +1,76 @@
+"""`streamchat serve --ray`: the server on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.formatting import plural
+from streamchat.base.host_names import bracketed, is_unspecified, outer_address
+from streamchat.base.signals import on_signals
+from streamchat.cli.loading import loading_line
+from streamchat.commands.serve import say
+from streamchat.config.loader import Configuration
+from streamchat.replay.workers.conversation import with_absolute_paths
+from streamchat.server.access import needs_token, read_token, token_path
+from streamchat.server.cluster.deploy import connected, deployed, require_ray
+from streamchat.server.cluster.plan import ClusterPlan, Replicas, parse_replicas
+from streamchat.server.options import Options
+from streamchat.store.shared.folder import SharedFolder
+
+
+def serve_on_ray(args: argparse.Namespace, configuration: Configuration, options: Options) -> int:
+    """Serve on a Ray cluster until SIGINT or SIGTERM; return the exit code.
+
+    Raises:
+        ConfigError: An argument is wrong, Ray is missing, or the cluster cannot be reached.
+        StoreError: The shared folder cannot be used.
+        StreamchatError: The replicas cannot start.
+    """
+    replicas = parse_replicas(args.replicas, args.replica_cpus, args.replica_gpus)
+    if configuration.settings.save == "never":
+        raise ConfigError("save = never does not go with --ray: other replicas continue a session from its saved state")
+    if options.port == 0:
+        raise ConfigError("--port 0 does not go with --ray; choose a port")
+    require_ray()
+    token, is_new = "", False
+    if options.token_file is not None or needs_token(options.host):
+        token, is_new = read_token(options.token_file or token_path())
+    shared = paths.data_dir() / "shared" if args.shared is None else paths.user_path(Path(args.shared)).absolute()
+    identity = SharedFolder(shared).identity()
+    plan = ClusterPlan(with_absolute_paths(configuration), options, token, shared, identity, replicas)
+    stopped = threading.Event()
+    with connected(args.ray), ExitStack() as stack:
+        with loading_line() as progress:
+            progress(f"Starting {_described(replicas)}")
+            stack.enter_context(deployed(plan))
+        with on_signals((signal.SIGINT, signal.SIGTERM), lambda number: stopped.set()):
+            _announce(plan, is_new)
+            stopped.wait()
+            say("stopping the replies and saving the sessions")
+    return ExitCode.OK
+
+
+def _described(replicas: Replicas) -> str:
+    if replicas.most > replicas.least:
+        return f"{replicas.least} to {plural(replicas.most, 'replica')}"
+    return plural(replicas.least, "replica")
+
+
+def _announce(plan: ClusterPlan, is_new_token: bool) -> None:
+    options = plan.options
+    if is_new_token:
+        say(f"the token, which clients give as their API key, shown only once: {plan.token}")
+    if plan.token:
+        say(f"every request needs the token in {options.token_file or token_path()}")
+    host = outer_address() if is_unspecified(options.host) else options.host
+    model = plan.configuration.settings.model
+    say(
+        f"serving {model} on {_described(plan.replicas)} at http://{bracketed(host)}:{options.port}/v1, with the "
+        f"sessions in {plan.shared}; press Ctrl+C to stop"
+    )

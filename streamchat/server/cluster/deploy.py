@@ -1,0 +1,103 @@
+"""Deploys the server on a Ray cluster, and ends it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, suppress
+from typing import Any
+
+from streamchat.base import child_processes
+from streamchat.base.errors import ConfigError, StreamchatError
+from streamchat.conversation.assemble import Load, load_from_settings
+from streamchat.server.cluster.plan import APPLICATION, ClusterPlan
+
+OBJECT_STORE_BYTES = 128_000_000
+"""Size of the object store of a cluster that is started here: no large objects are passed."""
+
+
+def require_ray() -> None:
+    """Check that Ray Serve is installed.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports from Ray
+    try:
+        from ray import serve  # noqa: F401
+        from ray.serve.request_router import RequestRouter  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"--ray needs Ray Serve ({error.name or error} is missing); run: pip install 'streamchat[cluster]'"
+        ) from None
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Context manager: connect to a Ray cluster; end one that was started here.
+
+    Args:
+        address: Address of the cluster for `ray.init`; 'local' starts a cluster on this machine.
+
+    Raises:
+        ConfigError: The cluster cannot be reached.
+    """
+    import ray
+
+    own: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES} if address == "local" else {}
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        # Ray adds the current folder to the search path of its workers; ours is already on it
+        with child_processes.safe_environment(), chdir(child_processes.FOLDER.parent):
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error", **own)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--ray {address}: the cluster cannot be reached ({reason})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def deployed(plan: ClusterPlan, load: Load = load_from_settings) -> Iterator[None]:
+    """Context manager: serve on the cluster; needs a connection to it. At the end, the replicas save their sessions.
+
+    Args:
+        plan: What to serve.
+        load: Loads the model; replaceable for tests.
+
+    Raises:
+        StreamchatError: A replica cannot start, for example because the model cannot be loaded.
+    """
+    import ray
+    from ray import serve
+
+    from streamchat.server.cluster.deployments import application
+
+    host, port = plan.options.host, plan.options.port
+    try:
+        try:
+            serve.start(
+                proxy_location="EveryNode",
+                http_options={"host": host, "port": port, "request_timeout_s": None},
+                logging_config={"log_level": "ERROR", "enable_access_log": False},
+            )
+            serve.run(application(plan, load), name=APPLICATION, route_prefix="/")
+        except (RuntimeError, ray.exceptions.RayError) as error:
+            raise StreamchatError(f"Ray Serve cannot start the server: {_reason(str(error))}") from None
+        yield
+    finally:
+        with suppress(Exception):  # the cluster may be gone
+            serve.delete(APPLICATION)
+            if not serve.status().applications:
+                serve.shutdown()
+
+
+def _reason(text: str) -> str:
+    """Return the sentence of the error that ended a replica, from what Ray Serve reports."""
+    found = re.findall(r"^streamchat\.[\w.]+Error: (.+)$", text, re.MULTILINE)
+    return found[-1] if found else " ".join(text.split())[-300:]

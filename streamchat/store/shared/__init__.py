@@ -1,0 +1,1 @@
+"""Sessions in a folder that several machines share: one owner per session, and no database on the network."""
