@@ -19,6 +19,18 @@ from streamchat.replay.run import Run, RunFolder, Totals
 from streamchat.replay.script import Script, steps
 
 
+def total_turns(script: Script, repeat: int | None, max_turns: int | None) -> int | None:
+    """Return the number of turns of a run; None if it has no end.
+
+    Args:
+        script: The script.
+        repeat: Passes over it; None repeats forever.
+        max_turns: Limit of the turns; None for none.
+    """
+    totals = [max_turns, None if repeat is None else script.turns * repeat]
+    return min((total for total in totals if total is not None), default=None)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to run."""
@@ -42,8 +54,7 @@ class Plan:
     @property
     def total(self) -> int | None:
         """Number of turns of the whole run; None if it has no end."""
-        totals = [self.max_turns, None if self.repeat is None else self.script.turns * self.repeat]
-        return min((total for total in totals if total is not None), default=None)
+        return total_turns(self.script, self.repeat, self.max_turns)
 
 
 @dataclass(frozen=True)
@@ -81,12 +92,16 @@ class Runner:
             drift=plan.drift,
             time_limit_s=plan.time_limit_s,
         )
-        self.run = self._checked.run
+        self.run, self.inspector = self._checked.run, self._checked.inspector
+
+    def close(self) -> None:
+        """Close the engine and judge the whole run, without a report."""
+        self._checked.close()
 
     def finish(self) -> FinishedRun:
         """Close the engine, judge the whole run and write the report."""
-        run, plan, inspector = self.run, self._plan, self._checked.inspector
-        self._checked.close()
+        run, plan, inspector = self.run, self._plan, self.inspector
+        self.close()
         rows = plan.folder.rows()  # not kept in memory during the run: a week has very many
         if run.failure is not None and not rows:
             return FinishedRun(run.failure.exit_code)
