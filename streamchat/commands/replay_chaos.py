@@ -98,9 +98,12 @@ def supervise(
 
     port = configuration.settings.metrics_port
     arguments = ["replay", "--resume-run", str(folder.path.absolute())]
-    with view, Supervisor(arguments, folder, kinds, port, has_app=has_app, hear=hear, command=COMMAND) as process:
-        with _stopping(process, view):
-            code = process.run()
+    with (
+        view,
+        Supervisor(arguments, folder, kinds, port, has_app=has_app, hear=hear, command=COMMAND) as process,
+        _stopping(process, view),
+    ):
+        code = process.run()
     try:
         report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

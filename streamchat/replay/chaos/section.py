@@ -69,9 +69,8 @@ def chaos_tables(chaos: dict[str, Any]) -> list[Table]:
         (f"{each['turn']:,}", str(each["piece"]), each["kind"], each["what"]) for each in chaos["disturbances"][:SHOWN]
     ]
     left_out = len(chaos["disturbances"]) - len(done)
-    caption = (
-        f"{plural(left_out, 'later disturbance is', 'later disturbances are')} in report.json." if left_out else ""
-    )
+    more = plural(left_out, "later disturbance is", "later disturbances are")
+    caption = f"{more} in report.json." if left_out else ""
     notices = [(str(count), text) for text, count in chaos["notices"].items()]
     tables = [
         Table(f"Chaos, seed {chaos['seed']}", ("kind", "how often", "what it does"), kinds),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from streamchat.base.formatting import human_bytes
@@ -91,4 +92,4 @@ def _slope(name: str, unit: str, figures: Sequence[tuple[int, float]]) -> Slope:
 
 def _medians(values: Sequence[float], blocks: int) -> list[float]:
     ends = [round(len(values) * block / blocks) for block in range(blocks + 1)]
-    return [statistics.median(values[start:stop]) for start, stop in zip(ends, ends[1:], strict=False)]
+    return [statistics.median(values[start:stop]) for start, stop in pairwise(ends)]

@@ -40,4 +40,4 @@ class Load(Outside):
 
 
 def _count(values: Values) -> int:
-    return max(1, min(MAX_PROCESSES, round(values["share"] * usable_processors())))
+    return max(1, min(MAX_PROCESSES, round(float(values["share"]) * usable_processors())))

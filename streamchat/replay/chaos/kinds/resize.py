@@ -10,7 +10,8 @@ from streamchat.replay.chaos.kind import Outside, Target, Values
 
 USUAL = (100, 30)
 """Columns and rows of the terminal between two storms."""
-SMALLEST, LARGEST = (1, 1), (300, 100)
+SMALL, LARGE = (20, 6), (300, 100)
+"""Columns and rows; a quarter of all sizes is at most `SMALL`, and the least is 1 x 1."""
 
 
 class Resize(Outside):
@@ -24,13 +25,7 @@ class Resize(Outside):
         return "" if importlib.util.find_spec("termios") else "this system has no pseudo-terminals"
 
     def draw(self, rng: random.Random) -> Values:
-        sizes = [
-            [
-                rng.randint(SMALLEST[0], rng.choice((20, LARGEST[0]))),
-                rng.randint(SMALLEST[1], rng.choice((6, LARGEST[1]))),
-            ]
-            for _ in range(rng.randint(4, 30))
-        ]
+        sizes = [_size(rng) for _ in range(rng.randint(4, 30))]
         return {"sizes": sizes, "pause_s": round(rng.uniform(0.0, 0.03), 4)}
 
     def describe(self, values: Values) -> str:
@@ -45,3 +40,8 @@ class Resize(Outside):
         for columns, rows in [*values["sizes"], USUAL]:
             target.screen.resize(columns, rows)
             target.ended.wait(values["pause_s"])
+
+
+def _size(rng: random.Random) -> list[int]:
+    largest = SMALL if rng.random() < 0.25 else LARGE
+    return [rng.randint(1, limit) for limit in largest]
