@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import socket
 import sys
@@ -74,7 +73,7 @@ def supervise(
     from streamchat.replay.runner import FinishedRun
 
     rows = folder.rows()
-    totals, failures = Totals(), list[str]()
+    totals, failures, reports = Totals(), list[str](), list[dict[str, Any]]()
     for row in rows:
         totals.add(row)
     view = View(sys.stderr, total, quiet=args.quiet, done=len(rows))
@@ -95,6 +94,8 @@ def supervise(
             view.print_message(value)
         elif name == "failed":
             failures.append(value)
+        elif name == "report":
+            reports.append(value)
 
     port = configuration.settings.metrics_port
     arguments = ["replay", "--resume-run", str(folder.path.absolute())]
@@ -104,14 +105,11 @@ def supervise(
         _stopping(process, view),
     ):
         code = process.run()
-    try:
-        report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        report = None
-    if report is None or failures:
-        view.print_message(failures[0] if failures else f"the run ended with code {code}: {process.last_line}")
+    if not reports:
+        why = failures[0] if failures else f"the run ended with code {code}: {one_line(process.last_line)}"
+        view.print_message(why)
         return FinishedRun(code if code > 0 else ExitCode.FAILURE)
-    return _complete(args.chaos, folder, report, code)
+    return _complete(args.chaos, folder, reports[0], code)
 
 
 def _complete(seed: int, folder: RunFolder, report: dict[str, Any], code: int) -> FinishedRun:
@@ -186,10 +184,12 @@ def run_measured(args: argparse.Namespace, plan: Plan) -> int:
     if args.chaos_check:
         runner.close()
         return ExitCode.OK
-    finished = runner.finish()
-    if finished.report is None and runner.run.failure is not None:
+    judged = runner.judge()
+    if judged.report is not None:
+        link.send("report", judged.report)
+    elif runner.run.failure is not None:
         link.send("failed", one_line(runner.run.failure.message))
-    return finished.exit_code
+    return judged.exit_code
 
 
 def _run_plain(runner: Runner, injector: Injector) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,14 @@ class Runner:
 
     def finish(self) -> FinishedRun:
         """Close the engine, judge the whole run and write the report."""
+        judged = self.judge()
+        if judged.report is None:
+            return judged
+        files = write_report(self._plan.folder.path, judged.report, self._plan.folder.rows())
+        return replace(judged, files=files[::-1])
+
+    def judge(self) -> FinishedRun:
+        """Close the engine and judge the whole run; do not write the report."""
         run, plan, inspector = self.run, self._plan, self.inspector
         self.close()
         rows = plan.folder.rows()  # not kept in memory during the run: a week has very many
@@ -115,13 +123,12 @@ class Runner:
             problems=plan.script.problems,
             ended=end_reason(run, plan.time_limit_s, plan.total),
         )
-        as_json, as_html = write_report(plan.folder.path, report, rows)
         code: int = ExitCode.INTERRUPTED if run.stop.is_set() else ExitCode.OK
         if not inspector.holds:
             code = ExitCode.CHECK_FAILED
         if run.failure is not None:
             code = run.failure.exit_code
-        return FinishedRun(code, report, (as_html, as_json))
+        return FinishedRun(code, report)
 
 
 def end_reason(run: Run, time_limit_s: float | None, total: int | None) -> str:

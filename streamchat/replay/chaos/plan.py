@@ -28,7 +28,7 @@ class Moment:
 
 
 def moments(seed: int, turn: int, kinds: Sequence[Kind]) -> list[Moment]:
-    """Return the disturbances of a turn, in order. A kind that is left out does not change the others."""
+    """Return the disturbances of a turn, in order."""
     found = [_moment(seed, turn, kind) for kind in kinds if _is_due(seed, turn, kind, len(kinds))]
     found += [_moment(seed, turn, _first(seed, kinds)[turn - FIRST_TURN])] if _is_first(turn, len(kinds)) else []
     return sorted(found, key=lambda moment: moment.piece)

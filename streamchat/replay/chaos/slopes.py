@@ -48,7 +48,7 @@ class Slope:
         if value is None:
             return "-"
         if self.unit == "bytes":
-            return f"{'-' if value < 0 else ''}{human_bytes(abs(value))}"
+            return human_bytes(value)
         return f"{100 * value:.1f} %" if self.unit == "share" else f"{value:g}"
 
 

@@ -101,7 +101,8 @@ class Supervisor:
     def run(self) -> int:
         """Handle all messages until the process ends; return its exit code."""
         for name, value in messages(self._link):
-            self._log(name, value)
+            if name not in ("row", "report"):  # they have files of their own
+                self._log(name, value)
             if name == "disturbance":
                 self._disturb(value)
             elif name == "turn":
