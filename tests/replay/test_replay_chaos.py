@@ -371,12 +371,16 @@ def test_what_is_lost_is_found(
 def measured(change: Callable[[int], float], disturbed: Callable[[int], bool] = lambda _: False) -> dict[str, Slope]:
     """The slopes of a run of 600 turns whose figures change as `change` says, by turn."""
     rng = random.Random(3)
-    rows, log = [], ChaosLog()
+    rows, log, spent = [], ChaosLog(), 0.0
     for index in range(600):
         factor = change(index) * (1 + 0.02 * rng.gauss(0, 1)) * (50 if disturbed(index) else 1)
         rows.append({"index": index, "prompt_tokens": 40 + index % 7, "ttft_s": 0.1 * factor, "decode_tps": 20 / factor,
+                     "given_tokens": 0,
                      "new_tokens": 9, "compressions": 1})  # fmt: skip
-        log.samples.append({"index": index, "memory": 1e8 * factor, "descriptors": 20, "threads": 9, "wal": 4e6})
+        spent += 0.01 * (49 + index % 7) * change(index)
+        log.samples.append(
+            {"index": index, "processor_s": spent, "memory": 1e8 * factor, "descriptors": 20, "threads": 9, "wal": 4e6}
+        )
         log.turns["s", index + 1] = turn("s", index + 1, disturbed=disturbed(index))
     return {slope.name: slope for slope in slopes(log, rows)}
 
@@ -388,7 +392,7 @@ def test_a_constant_figure_has_no_slope_even_with_disturbances() -> None:
 
 def test_a_slow_growth_is_found() -> None:
     found = measured(lambda index: 1 + index / 6000, lambda index: index % 9 == 0)
-    for name in ("memory", "time to first token", "time per token"):
+    for name in ("memory", "processor time per token", "time to first token", "time per token"):
         slope = found[name]
         assert slope.includes_zero is False
         assert slope.change is not None

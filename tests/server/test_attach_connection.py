@@ -346,6 +346,23 @@ def test_a_session_that_another_program_has_open_is_tried_again(tmp_path: Path) 
             entered.__exit__(None, None, None)
 
 
+def test_a_session_that_was_deleted_is_not_tried_again(tmp_path: Path) -> None:
+    """After a restart, the front end asked for its session forever, every five seconds."""
+    port = free_port()
+    with serving(tmp_path, options=Options(port=port)) as server:
+        entered = attached(server, new=True)
+        front = entered.__enter__()
+        front.turn("hello")
+    front.wait(ev.ConnectionChanged)
+    with Store(tmp_path / "sessions.db") as store:
+        store.delete(front.attached.session)
+    with serving(tmp_path, options=Options(port=port)):
+        failed = front.wait(ev.EngineFailed)
+        assert "no saved session has the id" in failed.message
+        front.wait(ev.EngineClosed)
+        entered.__exit__(None, None, None)
+
+
 # --- a server that is killed --------------------------------------------------------------------------------------
 
 

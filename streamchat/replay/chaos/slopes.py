@@ -66,6 +66,7 @@ def slopes(log: ChaosLog, rows: Sequence[dict[str, Any]]) -> list[Slope]:
     for name, unit in names:
         known = [(sample["index"], float(sample[name])) for sample in samples if sample[name] is not None]
         found.append(_slope(name, unit, known))
+    found.append(_slope("processor time per token", "share", _processor_shares(samples, rows)))
     judged = [row for row in rows[warm_up:] if row["index"] not in log.disturbed]
     first = [row for row in judged if row["ttft_s"] is not None]
     shares = without_length([(row["prompt_tokens"], row["ttft_s"]) for row in first])
@@ -74,6 +75,18 @@ def slopes(log: ChaosLog, rows: Sequence[dict[str, Any]]) -> list[Slope]:
     usual = statistics.median(1 / row["decode_tps"] for row in decoded) if decoded else 1.0
     found.append(_slope("time per token", "share", _at(decoded, [1 / row["decode_tps"] / usual for row in decoded])))
     return found
+
+
+def _processor_shares(samples: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Return the processor time per token between two samples, as a share of the usual one."""
+    tokens = {row["index"]: row["prompt_tokens"] + row["new_tokens"] + row["given_tokens"] for row in rows}
+    figures = []
+    for before, after in pairwise(samples):
+        count = sum(tokens.get(index, 0) for index in range(before["index"] + 1, after["index"] + 1))
+        if count:
+            figures.append((after["index"], (after["processor_s"] - before["processor_s"]) / count))
+    usual = statistics.median(figure for _, figure in figures) if figures else 1.0
+    return [(index, figure / usual) for index, figure in figures if figure >= 0]  # a resumed run counts from 0 again
 
 
 def _at(rows: Sequence[dict[str, Any]], values: Sequence[float]) -> list[tuple[int, float]]:

@@ -137,8 +137,10 @@ class Supervisor:
         self._sampled_at = time.monotonic()
         with suppress(psutil.Error, OSError):
             with self._observed.oneshot():
+                times = self._observed.cpu_times()
                 sample = {
                     "index": index,
+                    "processor_s": times.user + times.system,
                     "memory": self._observed.memory_info().rss,
                     "descriptors": self._observed.num_fds() if psutil.POSIX else None,
                     "threads": self._observed.num_threads(),
