@@ -238,6 +238,14 @@ def test_a_foreign_page_is_refused(api: Running, origin: str) -> None:
     assert refused.value.response.body == b"the request comes from another page"
 
 
+def test_refused_front_ends_do_not_fill_the_log(api: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """uvicorn logged an error for each of them."""
+    for _ in range(3):
+        with pytest.raises(InvalidStatus), raw(api, None, {"Origin": "null"}):
+            pass
+    assert caplog.records == []
+
+
 def test_a_foreign_name_of_this_machine_is_refused(api: Running) -> None:
     """DNS rebinding: the page's own name leads to this machine."""
     url = parse_address("http://evil.example:80").socket_url(client="a" * 32)
