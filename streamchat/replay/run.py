@@ -263,6 +263,8 @@ class Run:
                 continue
             if isinstance(event, kinds):
                 return event
+            if isinstance(event, ev.EngineClosed):
+                self.stop.set()  # the user has quit the app
             if isinstance(event, ev.EngineFailed | ev.EngineClosed):
                 return None
 
