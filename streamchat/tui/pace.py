@@ -89,14 +89,7 @@ class CollectionPace:
             gc.set_threshold(*self._before[:2], max(self._before[2], FULL_COLLECTIONS))
 
     def resume(self) -> None:
-        """Restore the thresholds of Python; do the full collection that was delayed, if there was one.
-
-        Python would do it at one of the next allocations, but the next reply may start before that. If replies followed
-        each other without a pause, as in a replay or with queued messages, about 100 MB of removed widgets waited.
-        """
-        if self._before is None:
-            return
-        gc.set_threshold(*self._before)
-        if gc.get_count()[2] > self._before[2]:
-            gc.collect()
-        self._before = None
+        """Restore the thresholds of Python."""
+        if self._before is not None:
+            gc.set_threshold(*self._before)
+            self._before = None
