@@ -83,7 +83,7 @@ class Connection:
                     is_final=True,
                 ) from None
             if isinstance(message, Refusal):
-                raise AttachError(message.message, _exit_code(message.exit_code))
+                raise AttachError(message.message, _exit_code(message.exit_code), is_final=message.is_final)
             if isinstance(message, Hello) and message.version != VERSION:
                 raise AttachError(
                     f"the server ({short(message.server)}) speaks version {message.version} of the protocol, and this "

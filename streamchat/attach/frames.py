@@ -52,6 +52,8 @@ class Refusal:
 
     message: str
     exit_code: int
+    is_final: bool = False
+    """Whether trying again cannot help, for example because the session was deleted."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ _WRITABLE = "make its folder writable, or choose another folder with STREAMCHAT_
 ADVICE = {
     errno.ENOSPC: "free some disk space",
     errno.EDQUOT: "your disk quota is used up; free some of it",
+    errno.EFBIG: "files may not become that large; raise the limit with `ulimit -f`",
     errno.EROFS: "its disk is mounted read-only; choose another folder with STREAMCHAT_HOME",
     errno.EIO: "the disk reports an error; check it, and copy the folder to another one",
     errno.EMFILE: "too many files are open; raise the limit with `ulimit -n`",
@@ -49,7 +50,7 @@ def advice_on(code: int | None) -> str:
     return ADVICE.get(code or 0, _WRITABLE)
 
 
-_OF_ANY_FOLDER = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+_OF_ANY_FOLDER = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
 def advice_or(code: int | None, otherwise: str) -> str:

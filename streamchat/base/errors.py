@@ -153,6 +153,10 @@ class SessionError(StoreError):
     """A saved session does not exist, or cannot be opened now."""
 
 
+class MissingSessionError(SessionError):
+    """No saved session has this id, so that trying again cannot help."""
+
+
 def first_line(error: object) -> str:
     """Return the first line of an error's text that is not blank; the name of its type if there is none."""
     lines = (line.strip() for line in str(error).splitlines())

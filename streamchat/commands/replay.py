@@ -44,8 +44,11 @@ SAVED_ARGUMENTS = (
     "max_drift",
     "workers",
     "ray",
+    "chaos",
 )
 """Arguments that `--resume-run` takes from the resumed run."""
+NEWER = ("workers", "ray", "chaos")
+"""Those that earlier versions did not have."""
 REPLACED = ("duration", "max_turns", "workers", "ray")
 """Those that a new value overrides."""
 
@@ -96,6 +99,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="the same on a Ray cluster, one worker per CPU or --workers N; 'local' starts a cluster here (needs ray)",
     )
+    own.add_argument(
+        "--chaos",
+        type=int,
+        metavar="SEED",
+        help="disturb the run at moments drawn from SEED: stop it, move its clock, fill the disk, and more; then "
+        "check that nothing was lost or grows",
+    )
+    # given to the measured process: where it reports, and that it only opens the session
+    own.add_argument("--chaos-link", type=int, help=argparse.SUPPRESS)
+    own.add_argument("--chaos-check", action="store_true", help=argparse.SUPPRESS)
     own.add_argument("--tui", action="store_true", help="watch the run in the app")
     own.add_argument("--quiet", action="store_true", help="no progress bar and no line per turn")
     flags.add_setting_flags(
@@ -130,6 +143,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         folder = RunFolder(_new_folder(args.out))
     _check_numbers(args)
+    if args.chaos is not None and args.chaos_link is None:
+        return _run_with_chaos(args, configuration, folder)
     if args.workers is None and args.ray is None:
         return _run_one(args, configuration, folder)
     return _run_on_workers(args, configuration, folder)
@@ -160,7 +175,28 @@ def _run_one(args: argparse.Namespace, configuration: Configuration, folder: Run
         time_limit_s=until,
         drift=args.max_drift / 100,
     )
+    if args.chaos_link is not None:
+        from streamchat.commands.replay_chaos import run_measured
+
+        return run_measured(args, plan)
     return _replay(plan, quiet=args.quiet, tui=args.tui)
+
+
+def _run_with_chaos(args: argparse.Namespace, configuration: Configuration, folder: RunFolder) -> int:
+    """Run in another process, and disturb it."""
+    from streamchat.commands.replay_chaos import check_chaos_flags, supervise, with_metrics
+    from streamchat.replay.runner import total_turns
+
+    check_chaos_flags(args)
+    script = _read(args)
+    configuration = with_metrics(configuration, is_resumed=bool(args.resume_run))
+    _save_arguments(args, configuration, folder)
+    repeat = None if args.repeat == "forever" else int(args.repeat)
+    total = total_turns(script, repeat, args.max_turns)
+    finished = supervise(args, configuration, folder, total, script.problems)
+    if finished.report is not None:
+        _print(finished.report, *finished.files)
+    return finished.exit_code
 
 
 def _run_on_workers(args: argparse.Namespace, configuration: Configuration, folder: RunFolder) -> int:
@@ -233,6 +269,10 @@ def _print(report: dict[str, Any], as_html: Path, as_json: Path) -> None:
             state = "not checked"
         detail = check["first"] or check["last"]
         lines.append(f"  {check['name']:<{width}}  {state:<13}  {one_line(detail)}".rstrip())
+    if "chaos" in report:
+        from streamchat.replay.chaos.section import chaos_lines
+
+        lines += [one_line(line) if not line.startswith(" ") else line for line in chaos_lines(report["chaos"])]
     lines += [f"report: {as_html}", f"        {as_json}"]
     sys.stdout.write(printable("\n".join(lines)) + "\n")
 
@@ -306,8 +346,7 @@ def _resume_arguments(args: argparse.Namespace, folder: RunFolder, configuration
     try:
         about = json.loads(folder.about.read_text(encoding="utf-8"))
         settings = about.pop("settings")
-        # earlier versions had no workers
-        known = {name: about.get(name) if name in ("workers", "ray") else about[name] for name in SAVED_ARGUMENTS}
+        known = {name: about.get(name) if name in NEWER else about[name] for name in SAVED_ARGUMENTS}
         given = set(about.get("given", settings))  # earlier versions did not store it
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise ConfigError(f"--resume-run {folder.path}: no resumable run found there") from None

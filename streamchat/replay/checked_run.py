@@ -69,6 +69,7 @@ class CheckedRun:
             self.run.totals.add(row)
         self.run.session = session
         if session:
+            self.run.elapsed_before_s = rows[-1].get("elapsed_s", 0.0)
             self.run.resumed_at = rows[-1]["turn"] if rows[-1]["failed"] is None else rows[-1]["turn"] - 1
         self._metrics = observe(engine.subscribe, configuration.settings)
 

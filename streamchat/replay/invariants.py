@@ -114,6 +114,8 @@ class Inspector:
     drift: float
     report: Callable[[Violation], None]
     loop_guard: LoopGuard = "off"
+    is_disturbed: Callable[[], bool] = lambda: False
+    """Whether something from outside may have slowed down the current turn, so that its times are not checked."""
     invariants: dict[str, Invariant] = field(default_factory=dict)
     audit: ev.CacheAudited | None = None
     """The latest audit."""
@@ -203,7 +205,7 @@ class Inspector:
             self._rss.append(stats.rss_bytes)
             if stats.vram_bytes is not None:
                 self._vram.append(stats.vram_bytes)
-        if self._process_turns > WARM_UP and not event.rolled_back:
+        if self._process_turns > WARM_UP and not event.rolled_back and not self.is_disturbed():
             self._check_time(stats)
             if stats.ttft_s is not None:
                 self._first_token.append((stats.prompt_tokens, stats.ttft_s))
@@ -219,7 +221,7 @@ class Inspector:
             if found is not None:
                 bound = max(MEMORY_GROWTH_BYTES, MEMORY_GROWTH * found.median)
                 self._check_trend(name, found, bound, human_bytes)
-        first = trend(_without_length(list(self._first_token)))
+        first = trend(without_length(list(self._first_token)))
         if first is not None:
             self._check_trend("first-token-time", first, self.drift, _percent)
         decode = trend(list(self._decode))
@@ -322,7 +324,7 @@ def _gaps(runs: Sequence[tuple[int, int]], stop: int) -> list[tuple[int, int]]:
     return out
 
 
-def _without_length(figures: list[tuple[int, float]]) -> list[float]:
+def without_length(figures: list[tuple[int, float]]) -> list[float]:
     """Divide times by a linear fit over the prompt tokens; 1.0 is usual."""
     import numpy as np
 

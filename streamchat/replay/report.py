@@ -12,6 +12,7 @@ from typing import Any
 
 from streamchat.base.atomic_files import write_text
 from streamchat.base.formatting import human_bytes, human_seconds, plural
+from streamchat.replay.chaos.section import chaos_tables
 from streamchat.replay.invariants import Invariant
 from streamchat.replay.run import Totals
 from streamchat.reports.chart import Chart, Picture, Series
@@ -81,8 +82,16 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     names = ("ttft_s", "decode_tps", "cache_len", "rss_bytes", "vram_bytes", "kv_bytes")
     figures: dict[str, Any] = {name: summary(name) for name in names}
-    figures["seconds"] = rows[-1]["at"] - rows[0]["at"] if rows else 0.0
+    figures["seconds"] = _seconds(rows)
     return figures
+
+
+def _seconds(rows: list[dict[str, Any]]) -> float:
+    """Return how long the run took; by the wall clock if an earlier version wrote the rows."""
+    if not rows:
+        return 0.0
+    last = rows[-1]
+    return float(last["elapsed_s"] if "elapsed_s" in last else last["at"] - rows[0]["at"])
 
 
 def write_report(folder: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[Path, Path]:
@@ -111,6 +120,7 @@ def make_page(report: dict[str, Any], rows: list[dict[str, Any]]) -> Page:
         [
             facts("Totals", _totals(report)),
             _invariants(report["invariants"]),
+            *(chaos_tables(report["chaos"]) if "chaos" in report else []),
             _last_turns(rows[-20:]),
             facts("Settings and versions", report["run"] | report["settings"] | report["versions"]),
         ],

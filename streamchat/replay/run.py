@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base import events as ev
 from streamchat.base.atomic_files import write_json, write_text
 from streamchat.base.errors import ExitCode
-from streamchat.base.paths import private_opener
 from streamchat.base.requests import Clear, Quote, SetOption, SetSystemPrompt, Submit, Undo
 from streamchat.replay.invariants import Inspector, Violation
 from streamchat.replay.script import Step
+from streamchat.replay.turn_log import TurnLog
 
 if TYPE_CHECKING:
     from streamchat.engine.engine import Engine
 
+_log = logging.getLogger(__name__)
 MAX_DUMPS = 10
 """Maximum number of violations that are dumped to a file."""
 ROW_KEYS = frozenset({"session", "turn", "conversation", "failed"})
@@ -51,8 +53,11 @@ class RunFolder:
         return self.path / "invariants.json"
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write the verdicts of the invariants atomically."""
-        write_json(self.invariants, state, durable=False)  # `--resume-run` starts the checks anew without it
+        """Write the verdicts of the invariants atomically; only log a failure, because the next write replaces it."""
+        try:
+            write_json(self.invariants, state, durable=False)  # `--resume-run` starts the checks anew without it
+        except OSError as error:
+            _log.warning("%s could not be written: %s", self.invariants, error)
 
     def read_state(self) -> dict[str, Any]:
         """Return what `save_state` wrote; empty if the file is missing or damaged."""
@@ -153,6 +158,8 @@ class Run:
     failure: ev.EngineFailed | None = None
     info: ev.ModelInfo | None = None
     session: str = ""
+    elapsed_before_s: float = 0.0
+    """Seconds that the earlier processes of the run took."""
     resumed_at: int | None = None
     """Number of logged turns of the resumed conversation; later turns are undone first."""
     _events: queue.SimpleQueue[ev.Event] = field(default_factory=queue.SimpleQueue)
@@ -163,6 +170,7 @@ class Run:
     _reply_tokens: int = 0
     """Tokens of the running turn after its prompt."""
     _dumps: int = 0
+    _began: float = 0.0
 
     def __post_init__(self) -> None:
         self.engine.subscribe(self._on_event)
@@ -181,12 +189,10 @@ class Run:
             return
         if self.resumed_at is None and not self._wait_for(ev.ModelReady):
             return
-        begin = time.monotonic()
-        with open(self.folder.turns, "a", encoding="utf-8", opener=private_opener) as file:
+        self._began = time.monotonic()
+        with closing(TurnLog(self.folder.turns, self._report)) as log:
             for step in self.steps:
-                if self.stop.is_set() or (
-                    self.time_limit_s is not None and time.monotonic() - begin >= self.time_limit_s
-                ):
+                if self.stop.is_set() or (self.time_limit_s is not None and self._elapsed_s >= self.time_limit_s):
                     return
                 is_new = step.starts and (self.totals.turns > 0 or step.system is not None)
                 if is_new and not self._start_conversation(step):
@@ -203,10 +209,16 @@ class Run:
                     return
                 assert isinstance(finished, ev.TurnFinished)
                 row = self._row(step, finished)
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())  # its turn is on the disk, and only the newest turns can be undone
+                log.append(row)  # its turn is on the disk, and only the newest turns can be undone
                 self.on_turn(row)
+
+    @property
+    def _elapsed_s(self) -> float:
+        """Seconds since the first turn of this process; the wall clock may jump."""
+        return time.monotonic() - self._began
+
+    def _report(self, text: str, is_warning: bool) -> None:
+        self.engine.publish(ev.Notice(text, "warning" if is_warning else "info"))
 
     def _undo_unlogged(self, turns: int) -> bool:
         """Undo turns that were saved but never logged before a crash."""
@@ -251,6 +263,8 @@ class Run:
                 continue
             if isinstance(event, kinds):
                 return event
+            if isinstance(event, ev.EngineClosed):
+                self.stop.set()  # the user has quit the app
             if isinstance(event, ev.EngineFailed | ev.EngineClosed):
                 return None
 
@@ -283,6 +297,7 @@ class Run:
         row = {
             "index": step.index,
             "at": time.time(),
+            "elapsed_s": self.elapsed_before_s + self._elapsed_s,
             "place": step.place,
             "conversation": self.totals.conversations + step.starts,
             "session": self.session,
@@ -295,7 +310,7 @@ class Run:
         return row
 
     def dump(self, violation: Violation) -> Path | None:
-        """Write what is needed to reproduce a violation. Runs on the engine's thread, when the violation is found."""
+        """Write what is needed to reproduce a violation; None if that fails. Runs on the engine's thread, at once."""
         self._dumps += 1
         if self._dumps > MAX_DUMPS:
             return None
@@ -307,5 +322,9 @@ class Run:
             record["cache"] = {**asdict(audit), "evicted_by_events": self.inspector.evicted}
             record["ids_held"] = record["cache"].pop("ids")
         record["reproduce"] = "streamchat replay with the arguments in run.json, --max-turns " + str(violation.turn)
-        write_json(path, record, durable=True, indent=1)
+        try:
+            write_json(path, record, durable=True, indent=1)
+        except OSError as error:
+            _log.warning("%s could not be written: %s", path, error)
+            return None
         return path

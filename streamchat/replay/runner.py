@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,18 @@ from streamchat.replay.checked_run import CheckedRun, Reports
 from streamchat.replay.report import make_report, write_report
 from streamchat.replay.run import Run, RunFolder, Totals
 from streamchat.replay.script import Script, steps
+
+
+def total_turns(script: Script, repeat: int | None, max_turns: int | None) -> int | None:
+    """Return the number of turns of a run; None if it has no end.
+
+    Args:
+        script: The script.
+        repeat: Passes over it; None repeats forever.
+        max_turns: Limit of the turns; None for none.
+    """
+    totals = [max_turns, None if repeat is None else script.turns * repeat]
+    return min((total for total in totals if total is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,7 @@ class Plan:
     @property
     def total(self) -> int | None:
         """Number of turns of the whole run; None if it has no end."""
-        totals = [self.max_turns, None if self.repeat is None else self.script.turns * self.repeat]
-        return min((total for total in totals if total is not None), default=None)
+        return total_turns(self.script, self.repeat, self.max_turns)
 
 
 @dataclass(frozen=True)
@@ -81,12 +92,24 @@ class Runner:
             drift=plan.drift,
             time_limit_s=plan.time_limit_s,
         )
-        self.run = self._checked.run
+        self.run, self.inspector = self._checked.run, self._checked.inspector
+
+    def close(self) -> None:
+        """Close the engine and judge the whole run, without a report."""
+        self._checked.close()
 
     def finish(self) -> FinishedRun:
         """Close the engine, judge the whole run and write the report."""
-        run, plan, inspector = self.run, self._plan, self._checked.inspector
-        self._checked.close()
+        judged = self.judge()
+        if judged.report is None:
+            return judged
+        files = write_report(self._plan.folder.path, judged.report, self._plan.folder.rows())
+        return replace(judged, files=files[::-1])
+
+    def judge(self) -> FinishedRun:
+        """Close the engine and judge the whole run; do not write the report."""
+        run, plan, inspector = self.run, self._plan, self.inspector
+        self.close()
         rows = plan.folder.rows()  # not kept in memory during the run: a week has very many
         if run.failure is not None and not rows:
             return FinishedRun(run.failure.exit_code)
@@ -100,13 +123,12 @@ class Runner:
             problems=plan.script.problems,
             ended=end_reason(run, plan.time_limit_s, plan.total),
         )
-        as_json, as_html = write_report(plan.folder.path, report, rows)
         code: int = ExitCode.INTERRUPTED if run.stop.is_set() else ExitCode.OK
         if not inspector.holds:
             code = ExitCode.CHECK_FAILED
         if run.failure is not None:
             code = run.failure.exit_code
-        return FinishedRun(code, report, (as_html, as_json))
+        return FinishedRun(code, report)
 
 
 def end_reason(run: Run, time_limit_s: float | None, total: int | None) -> str:

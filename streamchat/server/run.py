@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -35,6 +36,13 @@ if TYPE_CHECKING:
 GRACE_S = 5
 """How long open connections get to end after the replies were stopped."""
 BACKLOG = 512
+REFUSED = "ASGI callable returned without completing handshake."
+"""What uvicorn logs as an error for each WebSocket that is refused with a status and a sentence, as ASGI allows."""
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """Keep refused WebSockets out of the log, which anyone who can reach the port could fill with them."""
+    return record.msg != REFUSED
 
 
 def open_port(host: str, port: int) -> socket.socket:
@@ -138,6 +146,8 @@ class ApiServer:
     def serve(self) -> bool:
         """Serve until `stop`; as `run`, in any thread."""
         import uvicorn
+
+        logging.getLogger("uvicorn.error").addFilter(_is_fault)
 
         class Server(uvicorn.Server):
             """Leaves the signals to us: uvicorn sends them to the process again when it has stopped."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import SessionError, StoreError
+from streamchat.base.errors import MissingSessionError, SessionError, StoreError
 from streamchat.store.database import Database, acquire, database_path, release
 from streamchat.store.evicted import EvictedPages
 from streamchat.store.failures import reads_rows
@@ -315,7 +315,7 @@ class Store:
             raise SessionError(f"several sessions start with {name!r} ({ids}); give more of the id")
         if name == "last":
             raise SessionError("no session is saved yet; start one with `streamchat`")
-        raise SessionError(f"no saved session has the id {name!r}; `streamchat sessions` lists them")
+        raise MissingSessionError(f"no saved session has the id {name!r}; `streamchat sessions` lists them")
 
     @reads_rows
     def sessions_with_message(self, text: str, limit: int) -> list[str]:
@@ -355,7 +355,7 @@ class Store:
                 "SELECT * FROM evictions WHERE session = ? ORDER BY id", (session,)
             ).fetchall()
         if row is None:
-            raise SessionError(f"no saved session has the id {session!r}; `streamchat sessions` lists them")
+            raise MissingSessionError(f"no saved session has the id {session!r}; `streamchat sessions` lists them")
         return session_of(row, turns, evictions)
 
     @reads_rows

@@ -123,6 +123,25 @@ def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran
     assert again.violated == []
 
 
+def test_a_run_whose_engine_was_closed_was_stopped(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quitting the app could be reported as "all turns replayed"."""
+    from streamchat.replay.run import Run
+
+    row_of = Run._row
+
+    def closing(self: Run, *args: Any) -> dict[str, Any]:
+        if self.totals.turns == 2:
+            self.engine.close(30)
+        return row_of(self, *args)
+
+    monkeypatch.setattr(Run, "_row", closing)
+    ran = replay(TURNS)
+    assert (ran.code, len(ran.rows)) == (ExitCode.INTERRUPTED, 3)
+    assert ran.report["ended"] == "stopped by the user"
+
+
 def test_a_run_that_lost_more_than_can_be_undone_says_so(
     tiny: None, replay: Callable[..., Ran], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,10 +204,10 @@ def test_equal_values_have_no_trend() -> None:
 def test_prompt_length_is_allowed_for() -> None:
     """Longer prompts later on are no slowing down; a slower machine is."""
     longer = [(tokens, 0.01 + 0.001 * tokens) for tokens in range(20, 220)]
-    found = trend.trend(invariants._without_length(longer))
+    found = trend.trend(invariants.without_length(longer))
     assert found is not None
     assert abs(found.change) < 0.01
     slower = [(20 + 40 * (i % 5), (0.01 + 0.001 * (20 + 40 * (i % 5))) * (1 + i / 200)) for i in range(200)]
-    found = trend.trend(invariants._without_length(slower))
+    found = trend.trend(invariants.without_length(slower))
     assert found is not None
     assert found.grows(0.25)

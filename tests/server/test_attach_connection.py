@@ -203,6 +203,14 @@ def test_a_foreign_page_is_refused(api: Running, origin: str) -> None:
     assert refused.value.response.body == b"the request comes from another page"
 
 
+def test_refused_front_ends_do_not_fill_the_log(api: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """uvicorn logged an error for each of them."""
+    for _ in range(3):
+        with pytest.raises(InvalidStatus), raw(api, None, {"Origin": "null"}):
+            pass
+    assert caplog.records == []
+
+
 def test_a_foreign_name_of_this_machine_is_refused(api: Running) -> None:
     """DNS rebinding: the page's own name leads to this machine."""
     url = parse_address("http://evil.example:80").socket_url(client="a" * 32)
@@ -309,6 +317,23 @@ def test_a_session_that_another_program_has_open_is_tried_again(tmp_path: Path) 
             assert front.wait(ev.ConnectionChanged, 3).works
             assert front.turn("and now?").stats.turn == 2
             entered.__exit__(None, None, None)
+
+
+def test_a_session_that_was_deleted_is_not_tried_again(tmp_path: Path) -> None:
+    """After a restart, the front end asked for its session forever, every five seconds."""
+    port = free_port()
+    with serving(tmp_path, options=Options(port=port)) as server:
+        entered = attached(server, new=True)
+        front = entered.__enter__()
+        front.turn("hello")
+    front.wait(ev.ConnectionChanged)
+    with Store(tmp_path / "sessions.db") as store:
+        store.delete(front.attached.session)
+    with serving(tmp_path, options=Options(port=port)):
+        failed = front.wait(ev.EngineFailed)
+        assert "no saved session has the id" in failed.message
+        front.wait(ev.EngineClosed)
+        entered.__exit__(None, None, None)
 
 
 # --- a server that is killed --------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import gc
 import pytest
 from textual.app import App, ComposeResult
 from textual.content import Content
+from textual.events import Resize
+from textual.geometry import Size
 
 from streamchat.base import events as ev
 from streamchat.config.settings import Settings
@@ -190,6 +192,20 @@ async def test_no_full_garbage_collection_while_a_reply_streams() -> None:
         engine.release()
         await driver.until(lambda: driver.finished == 1)
         assert gc.get_threshold() == before
+
+
+async def test_sizes_that_the_terminal_no_longer_has_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each size of a storm was laid out: a busy app was minutes behind, and its memory grew by what waited."""
+    async with driving(ScriptedEngine([])) as driver:
+        screen, newest = driver.app.screen, driver.app.size
+        widths: list[int] = []
+        monkeypatch.setattr(screen, "_arrange", widths.append)
+        for width in range(20, 40):
+            screen.post_message(Resize(Size(width, 10), Size(width, 10)))
+            screen.call_later(lambda: None)  # Textual merges neighbors
+        screen.post_message(Resize(newest, newest))
+        await driver.pilot.pause()
+        assert widths == [newest.width]
 
 
 # --- what a layout places -------------------------------------------------------------------------------------------

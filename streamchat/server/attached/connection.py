@@ -22,7 +22,7 @@ from streamchat.attach.frames import (
     state_text,
 )
 from streamchat.base import events as ev
-from streamchat.base.errors import StreamchatError, WireError
+from streamchat.base.errors import MissingSessionError, StreamchatError, WireError
 from streamchat.base.requests import Stop
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import setting_fields, spec_of
@@ -177,7 +177,8 @@ class Connection:
                     await self._socket.send_text(text)
                     await asyncio.sleep(0)  # so that a connection that is lost is noticed before the next one
             if self._refusal is not None:
-                refusal = Refusal(str(self._refusal), int(self._refusal.exit_code))
+                is_final = isinstance(self._refusal, MissingSessionError)
+                refusal = Refusal(str(self._refusal), int(self._refusal.exit_code), is_final)
                 await self._socket.send_text(refusal_text(refusal))
                 await self._socket.close(TRY_AGAIN)
                 return

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from textual.events import Mount, Resize
 from textual.message import Message
 
-if TYPE_CHECKING:
-    from textual.app import App
+from streamchat.tui.screens.latest_size import LatestSize
 
 
-class Closable:
+class Closable(LatestSize):
     """Mixin for screens: ignores what arrives after the screen was closed. It stands before the class of Textual.
 
     Escape may be handled before the screen was drawn, or before the letters that were typed just before it, above all
     on a busy machine. The widgets are then gone, and a handler that looks for them would end the app.
     """
-
-    if TYPE_CHECKING:
-        app: App[Any]
 
     @property
     def is_gone(self) -> bool:
@@ -30,4 +24,4 @@ class Closable:
     async def _dispatch_message(self, message: Message) -> None:
         # what bubbles comes from widgets; what does not, such as `Unmount`, removes the screen
         if not (self.is_gone and (message.bubble or isinstance(message, Mount | Resize))):
-            await super()._dispatch_message(message)  # type: ignore[misc]
+            await super()._dispatch_message(message)

@@ -7,6 +7,7 @@ from textual.screen import Screen
 
 from streamchat.base.sanitize import one_line
 from streamchat.tui.clipboard import SENT, last_code
+from streamchat.tui.screens.latest_size import LatestSize
 from streamchat.tui.widgets.context_map import ContextMap
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.section import Section
@@ -19,7 +20,7 @@ MIN_WIDTH = 60
 """Minimum columns to show the panel at all."""
 
 
-class ReadingScreen(Screen[None]):
+class ReadingScreen(LatestSize, Screen[None]):
     """A screen with a `Conversation` and a `StatusPanel`."""
 
     def __init__(self) -> None:
