@@ -265,7 +265,7 @@ def check_archive(chat: Chat, database: Path, session: str) -> None:
     archived: set[int] = set()
     with Store(database) as store:
         for stored in store.evicted.pages(session):
-            page, data = stored[0], store.evicted.read(session, stored)
+            page, data = stored[0], store.evicted.read(stored)
             assert data is not None, f"the page of turn {page.turn} is torn"
             tokens = from_bytes(data)
             assert tokens is not None

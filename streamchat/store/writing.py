@@ -15,13 +15,17 @@ ID_LENGTH = 6
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
 
 
-def insert_session(connection: sqlite3.Connection, new: NewSession, system_ids: Iterable[int] = ()) -> str:
-    """Insert a session with its turns; return its new id."""
+def new_id(connection: sqlite3.Connection) -> str:
+    """Return an id that no session has."""
     while True:
         session = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
         if not connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session,)).fetchone():
-            break
-    now, identity = time.time(), new.identity
+            return session
+
+
+def insert_session(connection: sqlite3.Connection, new: NewSession, system_ids: Iterable[int] = ()) -> str:
+    """Insert a session with its turns; return its new id."""
+    session, now, identity = new_id(connection), time.time(), new.identity
     names = (clean(identity.model), clean(identity.model_name))
     prints = (identity.dtype, identity.fingerprint, identity.tokenizer)
     connection.execute(

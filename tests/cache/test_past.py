@@ -9,7 +9,7 @@ from streamchat.cache import checkpoint
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.layers.slots import originals_count
 from streamchat.cache.past import PastState, rebuild
-from tests.cache.test_history import CUT, DTYPES, SMOKE, Stream
+from tests.cache.test_history import CUT, DTYPES, Stream
 from tests.support.families import FAMILIES
 from tests.support.family_runs import BUDGET, subject
 
@@ -53,12 +53,12 @@ def streamed(name: str, kv: str, policy: str, seed: int, *, pages: bool) -> Arch
 
 
 def families() -> list[object]:
-    marks = {True: pytest.mark.smoke, False: pytest.mark.slow}
-    return [pytest.param(name, kv, marks=marks[name in SMOKE]) for name in CUT for kv in DTYPES]
+    quick = {("llama", "native", True), ("llama", "int4", True), ("deepseek_v3", "native", True)}
+    each = [(name, kv, pages) for name in CUT for kv in DTYPES for pages in (False, True)]
+    return [pytest.param(*one, marks=pytest.mark.smoke if one in quick else pytest.mark.slow) for one in each]
 
 
-@pytest.mark.parametrize("pages", [False, True])
-@pytest.mark.parametrize(("name", "kv"), families())
+@pytest.mark.parametrize(("name", "kv", "pages"), families())
 def test_every_turn_is_put_together_to_the_bit(name: str, kv: str, pages: bool) -> None:
     for policy, seed in (("oldest-tokens", 1), ("key-diversity", 2)):
         stream = streamed(name, kv, policy, seed, pages=pages)
