@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from streamchat.base import events as ev
-from streamchat.base.requests import Fork, Rewind
+from streamchat.base.requests import Fork, OpenSession, Pin, Quote, Request, Retry, Rewind, SetOption, Undo, Unpin
 from streamchat.cache import checkpoint
 from streamchat.cache.dtype import set_cache_dtype
 from streamchat.cache.layers.codes import INT4
 from streamchat.models.load import LoadedModel
+from streamchat.store.forks import Fork as ForkRows
+from streamchat.store.records import CacheMark
 from streamchat.store.store import Store
 from tests.support.real_engine import Watched, running, tiny_loaded
 
-pytestmark = pytest.mark.smoke
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int4": INT4}
 TURNS = 14
 
@@ -92,7 +93,7 @@ def fork(chat: Watched, turn: int = 0) -> str:
     return chat.wait(ev.ConversationResumed, count).session
 
 
-@pytest.mark.parametrize("kv", DTYPES)
+@pytest.mark.parametrize("kv", [pytest.param(kv, marks=() if kv == "int4" else pytest.mark.slow) for kv in DTYPES])
 def test_rewind_to_evicted_turns_is_exact(database: Path, kv: str) -> None:
     with running(lambda *_: loaded(kv), store=database, audit=True) as chat:
         past = Past(chat)
@@ -132,8 +133,6 @@ def test_forks_share_the_past_and_never_mix(database: Path) -> None:
             mine = Past(chat)
             mine.note()
             branches[session] = mine.logits
-            chat.engine.send(Fork(0))
-            chat.wait(ev.ConversationResumed, len(chat.of(ev.ConversationResumed)))
             open_session(chat, parent)
             past.must_be(TURNS)
         for session, logits in branches.items():
@@ -152,8 +151,6 @@ def test_forks_share_the_past_and_never_mix(database: Path) -> None:
 
 
 def open_session(chat: Watched, session: str) -> None:
-    from streamchat.base.requests import OpenSession
-
     count = len(chat.of(ev.ConversationResumed)) + 1
     chat.engine.send(OpenSession(session))
     chat.wait(ev.ConversationResumed, count)
@@ -164,3 +161,129 @@ def files(database: Path) -> list[tuple[str, int]]:
         found = connection.execute("SELECT DISTINCT owner, file FROM evicted").fetchall()
     connection.close()
     return found
+
+
+def test_pins_pages_retries_settings_and_undo_before_the_turn(database: Path) -> None:
+    with running(store=database, cache_size=192) as chat:
+        past = Past(chat)
+        past.talk(1, 4)
+        chat.engine.send(Pin(2))
+        past.talk(5, 9)
+        chat.engine.send(Quote("quoted", "I see.", pin=True, turn=3))
+        assert chat.wait(ev.TurnPagedIn).turn == 3
+        past.note()
+        past.talk(10, 11)
+        chat.turn("", lambda _: chat.engine.send(Retry()))
+        past.note()
+        chat.engine.send(SetOption("temperature", 0.3))
+        chat.engine.send(Unpin(2))
+        chat.wait(ev.TurnPinned, 2)
+        past.note()
+        past.talk(12, 16)
+        chat.engine.send(Undo())
+        chat.wait(ev.TurnUndone, 2)
+        past.talk(16, 18)
+        chat.conversation.rollback.clear()
+        # what the user did between two turns belongs to the first one
+        for turn in (17, 15, 12, 11, 9, 6, 2):
+            assert rewind(chat, turn).is_exact, turn
+            past.must_be(turn)
+        chat.turn("another one")
+        for turn in (2, 1):
+            count = len(chat.of(ev.TurnUndone)) + 1
+            chat.engine.send(Undo())
+            assert chat.wait(ev.TurnUndone, count).prefilled == 0
+            past.must_be(turn)
+
+
+@pytest.mark.parametrize("how", ["int8", pytest.param("off", marks=pytest.mark.slow), "missing pages", "no store"])
+def test_an_incomplete_archive_is_told_and_reads_again(database: Path, how: str) -> None:
+    settings = {"archive": how} if how in ("int8", "off") else {}
+    with running(store=None if how == "no store" else database, **settings) as chat:
+        past = Past(chat)
+        past.talk(1, TURNS)
+        chat.conversation.rollback.clear()
+        if how == "missing pages":
+            wait_for_writer(chat)
+            with sqlite3.connect(database) as connection:
+                connection.execute("DELETE FROM evicted WHERE turn > 5")
+            connection.close()
+        if how == "no store":
+            chat.engine.send(Rewind(5))
+            chat.until(lambda events: any("would be lost" in e.text for e in events if isinstance(e, ev.Notice)))
+            assert len(chat.conversation.log.turns) == TURNS
+        done = rewind(chat, 5, drop=True)
+        assert not done.is_exact
+        assert done.prefilled > 0
+        assert bool(done.kept_as) == (how != "no store")
+        ids = chat.conversation.log.ids_at(chat.conversation.cache.ledger.runs)
+        found = logits_of(chat)
+    with running() as fresh:
+        fresh.wait(ev.ModelReady)
+        fresh.conversation.cache.reset()
+        fresh.conversation.log.clear()
+        fresh.conversation.feeder.feed(ids)
+        assert torch.equal(logits_of(fresh), found)
+
+
+def wait_for_writer(chat: Watched) -> None:
+    archive: Any = chat.engine._owner.archive
+    assert archive._evicted._writer.drain(60)
+
+
+def test_wrong_turns_are_refused(database: Path) -> None:
+    with running(store=database) as chat:
+        chat.wait(ev.ModelReady)
+        chat.engine.send(Rewind(1))
+        chat.engine.send(Fork())
+        chat.turn("only one")
+        wrong: list[Request] = [Rewind(1), Rewind(2), Rewind(-1), Fork(2), Fork(-3)]
+        for request in wrong:
+            chat.engine.send(request)
+        chat.turn("the next")
+        told = [notice.text for notice in chat.of(ev.Notice) if notice.level == "warning"]
+        assert told == [
+            "the conversation has no turn yet",
+            "the conversation has no turn yet",
+            "turn 1 is the newest one, so there is nothing to rewind",
+            "2 is not a turn of this conversation; it has 1 turn",
+            "-1 is not a turn of this conversation; it has 1 turn",
+            "2 is not a turn of this conversation; it has 1 turn",
+            "-3 is not a turn of this conversation; it has 1 turn",
+        ]
+    with Store(database) as store:
+        assert len(store.sessions()) == 1
+
+
+def test_a_deleted_parent_leaves_only_what_its_forks_share(database: Path) -> None:
+    with running(store=database) as chat:
+        past = Past(chat)
+        past.talk(1, 9)
+        parent = chat.of(ev.SessionOpened)[-1].session
+        child = fork(chat, 9)
+        open_session(chat, parent)
+        past.talk(10, TURNS)
+    with Store(database) as store:
+        own = [place for page, place in store.evicted.pages(parent) if page.turn > 9]
+        shared = [place for _, place in store.evicted.pages(child)]
+        assert own
+        assert shared
+        grandchild = store.fork(ForkRows(child, 3, 3, CacheMark(((0, 4),))))
+        store.delete(parent)
+        assert store.find(child).parent is None
+        assert (store.find(grandchild).parent, store.find(grandchild).parent_turn) == (child, 3)
+        path = database.parent / "evicted" / parent
+        for place in own:
+            file = path / f"{place.file:06}.pages"
+            assert not file.exists() or not any(file.read_bytes()[place.offset : place.offset + place.length])
+        assert all(store.evicted.read(page) is not None for page in store.evicted.pages(child))
+    with running(store=database, session=child) as chat:
+        chat.wait(ev.ConversationResumed)
+        past.chat = chat
+        past.must_be(9)
+        assert rewind(chat, 3).is_exact
+        past.must_be(3)
+    with Store(database) as store:
+        for info in store.sessions():
+            store.delete(info.id)
+    assert not list((database.parent / "evicted").iterdir())
