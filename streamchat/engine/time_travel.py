@@ -44,6 +44,7 @@ class TimeTravel:
         Raises:
             ConfigError: There is no such turn, or nothing would keep the later ones.
         """
+        started = time.perf_counter()
         conversation = self._host.active.conversation
         count = self._count(number)
         if number == count:
@@ -56,7 +57,6 @@ class TimeTravel:
             raise ConfigError(
                 f"this conversation is not saved, so {later} would be lost; `/rewind {number} yes` does it anyway"
             )
-        started = time.perf_counter()
         undone = conversation.log.turns[number:]
         result = conversation.rewind(number, self._archive.marks(number + 1 - MARKS, number + 1))
         seconds = time.perf_counter() - started

@@ -126,4 +126,5 @@ class ConversationRewound(Event):
     prefilled: int
     """Tokens that had to be prefilled again for that."""
     seconds: float
+    """For all of it, with saving the session that has the undone turns."""
     cache: CacheState
