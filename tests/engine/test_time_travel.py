@@ -198,7 +198,7 @@ def test_pins_pages_retries_settings_and_undo_before_the_turn(database: Path) ->
 
 @pytest.mark.parametrize("how", ["int8", pytest.param("off", marks=pytest.mark.slow), "missing pages", "no store"])
 def test_an_incomplete_archive_is_told_and_reads_again(database: Path, how: str) -> None:
-    settings = {"archive": how} if how in ("int8", "off") else {}
+    settings: dict[str, Any] = {"archive": how} if how in ("int8", "off") else {}
     with running(store=None if how == "no store" else database, **settings) as chat:
         past = Past(chat)
         past.talk(1, TURNS)
