@@ -9,7 +9,7 @@ from streamchat.cache import checkpoint
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.layers.slots import originals_count
 from streamchat.cache.past import PastState, rebuild
-from tests.cache.test_history import CUT, DTYPES, Stream
+from tests.support.cache_streams import CUT, DTYPES, Stream
 from tests.support.families import FAMILIES
 from tests.support.family_runs import BUDGET, subject
 
