@@ -38,7 +38,7 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base import paths
-from streamchat.base.requests import Request, Submit, Undo
+from streamchat.base.requests import Fork, Request, Rewind, Submit, Undo
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.feeder import Feeder
@@ -188,7 +188,23 @@ def talk(loaded: LoadedModel, database: Path, session: str | None, told: int, rn
             os.write(told, b"undoing\n")
             chat.send(Undo())
             os.write(told, b"undone\n")
+        if finished.stats.turn > 1 and rng.random() < 0.2:
+            branch(chat, told, rng.randrange(1, finished.stats.turn), forks=rng.random() < 0.5)
     chat.owner.host.end()
+
+
+def branch(chat: Chat, told: int, turn: int, *, forks: bool) -> None:
+    """Go back to `turn`, here or in a fork; what was left, and the session that keeps it, is written to `told`."""
+    conversation = chat.owner.conversation
+    assert conversation is not None
+    if turn >= len(conversation.log.turns):  # some were undone
+        return
+    parent = chat.owner.archive.session
+    os.write(told, f"leaving {turn}\n".encode())
+    chat.send(Fork(turn) if forks else Rewind(turn))
+    rewound = [event for event in chat.events if isinstance(event, ev.ConversationRewound)]
+    kept = parent if forks else rewound[-1].kept_as
+    os.write(told, f"left {turn} {kept}\n".encode())
 
 
 def neighbour(database: Path, told: int, rng: random.Random) -> None:
@@ -237,9 +253,17 @@ def check(loaded: LoadedModel, database: Path, told: list[str], beside: set[str]
     numbers = [turn.number for turn in saved.turns]
     assert numbers == list(range(1, len(numbers) + 1)), numbers
     assert all(turn.state == "done" for turn in saved.turns[:-1])
-    for number, reply in finished_turns(told).items():
+    replies, left = finished_turns(told)
+    for number, reply in replies.items():
         assert number <= len(saved.turns), f"turn {number} was finished and is not there"
         assert saved.turns[number - 1].reply == reply, number
+    with Store(database) as store:
+        for kept, before in left:  # of a branch that was being left when the process was killed, either session has all
+            ids = [kept] if kept else [info.id for info in store.sessions()]
+            each = [{turn.number: turn.reply for turn in store.load(one).turns} for one in ids]
+            assert any(before.items() <= one.items() for one in each), (
+                f"turns that {kept or 'no session'} kept are lost"
+            )
 
     chat = open_chat(loaded, database, session, cache_size=size)
     [resumed] = [event for event in chat.events if isinstance(event, ev.ConversationResumed)]
@@ -265,13 +289,14 @@ def check_archive(chat: Chat, database: Path, session: str) -> None:
     archived: set[int] = set()
     with Store(database) as store:
         for stored in store.evicted.pages(session):
-            page, data = stored[0], store.evicted.read(session, stored)
+            page, data = stored[0], store.evicted.read(stored)
             assert data is not None, f"the page of turn {page.turn} is torn"
             tokens = from_bytes(data)
             assert tokens is not None
             assert tokens.runs == page.runs
             assert page.turn <= len(log.turns), f"turn {page.turn} was undone and is archived"
-            archived.update(index for run in page.runs for index in range(*run))
+            if page.part == "evicted":
+                archived.update(index for run in page.runs for index in range(*run))
     for turn in log.turns:
         evicted_now = set(range(max(turn.start, cache.num_sink_tokens), turn.end or 0)) - set(cache.ledger)
         size = (turn.end or 0) - turn.start
@@ -288,16 +313,29 @@ def pure(chat: Chat) -> bool:
     return resumed.prefilled > 0 and not any(isinstance(event, ev.TokensEvicted) for event in chat.events)
 
 
-def finished_turns(told: list[str]) -> dict[int, str]:
-    """What the killed process had told: replies by turn, those that were taken back left out."""
+Left = list[tuple[str, dict[int, str]]]
+"""(session that keeps them, '' if that is not known, replies by turn)."""
+
+
+def finished_turns(told: list[str]) -> tuple[dict[int, str], Left]:
+    """What the killed process had told: replies by turn, those that were taken back left out; and those it had left."""
     replies: dict[int, str] = {}
+    left: Left = []
     for line in told:
-        if line == "undoing":  # and done, or cut off before
-            replies.popitem()
-        elif line != "undone":
-            number, _, reply = line.partition("\t")
-            replies[int(number)] = ast.literal_eval(reply)
-    return replies
+        match line.split():
+            case ["undoing"]:  # and done, or cut off before
+                replies.popitem()
+            case ["undone"]:
+                pass
+            case ["leaving", turn]:
+                left.append(("", dict(replies)))
+                replies = {number: reply for number, reply in replies.items() if number <= int(turn)}
+            case ["left", _, kept]:
+                left[-1] = (kept, left[-1][1])
+            case _:
+                number, _, reply = line.partition("\t")
+                replies[int(number)] = ast.literal_eval(reply)
+    return replies, left
 
 
 def state_of(chat: Chat) -> tuple[list[int], list[tuple[int, int]]]:

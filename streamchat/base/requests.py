@@ -70,6 +70,29 @@ class Undo:
 
 
 @dataclass(frozen=True)
+class Rewind:
+    """Undo all turns after turn `turn`: `TurnUndone` for each, then `ConversationRewound`.
+
+    A fork of the session keeps them. A `Notice` gives the reason why not.
+    """
+
+    turn: int
+    drop: bool = False
+    """Also if the conversation is not saved, so that the later turns are lost."""
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Continue after turn `turn` in a new session: a `Notice`, then events as for `OpenSession`.
+
+    The session of the conversation stays as it is. If it cannot be forked, the only event is a `Notice` that says why.
+    """
+
+    turn: int = 0
+    """0 for the newest turn."""
+
+
+@dataclass(frozen=True)
 class Clear:
     """Clear the conversation; keep model, system prompt and settings: `ConversationCleared`."""
 
@@ -172,6 +195,8 @@ Request = (
     TurnRequest
     | Stop
     | Undo
+    | Rewind
+    | Fork
     | Clear
     | SetSystemPrompt
     | SetOption

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from streamchat.base.errors import CacheError
 from streamchat.cache.eviction.policy import Run
+from streamchat.cache.form import Form
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.recurrent import Plain, is_recurrent, recurrent_state, set_recurrent_state
 from streamchat.cache.recompute import RecomputingCache
@@ -39,6 +40,8 @@ class CacheCheckpoint:
     """`{layer}.*`: flags and sizes of recurrent layers."""
     stale: bool = False
     """No tensors: a recompute cache awaiting its post-eviction refill."""
+    form: Form | None = field(default=None, compare=False)
+    """Identifies the contents; None for new contents."""
 
     @property
     def length(self) -> int:
@@ -80,6 +83,7 @@ def capture(cache: StreamingCache) -> CacheCheckpoint:
         cache.compression_count,
         plain,
         stale,
+        cache.form,
     )
 
 
@@ -121,6 +125,8 @@ def restore(cache: StreamingCache, checkpoint: CacheCheckpoint) -> None:
     cache.ledger.runs, cache.ledger.next_index = list(checkpoint.runs), checkpoint.next_index
     cache.pins, cache.turn_starts = checkpoint.pins, list(checkpoint.turn_starts)
     cache.compression_count = checkpoint.compressions
+    if checkpoint.form is not None:
+        cache.form = checkpoint.form
     if cache.fed_tokens is not None:
         cache.fed_tokens.truncate(checkpoint.next_index)
     if isinstance(cache, RecomputingCache):

@@ -12,15 +12,17 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-from streamchat.cache.evicted import EvictedTokens
+from streamchat.cache.evicted import EvictedTokens, Part
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run, merged_runs
+from streamchat.cache.form import Form
 from streamchat.cache.layers.cuts import StateBefore, save_cut, save_rebase, undo_cut, undo_rebase
 from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.layers.slots import CopiedStates, narrowed
 
 _log = logging.getLogger(__name__)
 SMALLEST_LIMIT = 64 << 20
@@ -31,6 +33,7 @@ class Cache(Protocol):
     """The parts of a `StreamingCache` that change."""
 
     ledger: Ledger
+    form: Form
 
     @property
     def streaming_layers(self) -> list[StreamingLayer]:
@@ -51,6 +54,9 @@ class Step(Protocol):
         ...
 
 
+S = TypeVar("S", bound=Step)
+
+
 @dataclass(frozen=True)
 class CutStep:
     """An eviction of consecutive slots."""
@@ -62,6 +68,8 @@ class CutStep:
     before: StateBefore
     kept: int
     """Number of evicted tokens that `before` has, starting with the first one."""
+    form: Form = Form()
+    """That of the cache before the eviction."""
 
     @property
     def count(self) -> int:
@@ -86,6 +94,8 @@ class RebaseStep:
     """A rebase: a move of all positions."""
 
     before: StateBefore
+    form: Form
+    """That of the cache before the rebase."""
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +105,7 @@ class RebaseStep:
     def undo(self, cache: Cache, stop: int) -> None:
         """See `Step`."""
         undo_rebase(cache.streaming_layers, self.before)
+        cache.form = self.form
 
 
 def evicted_by(step: Step) -> EvictedTokens | None:
@@ -105,7 +116,11 @@ def evicted_by(step: Step) -> EvictedTokens | None:
     for first, stop in step.dropped:
         runs += [(first, min(stop, first + left))] if left > 0 else []
         left -= stop - first
-    return EvictedTokens(tuple(runs), step.before.slots, step.before.originals, step.before.base + step.at)
+    before = step.before
+    moved = min(step.kept, max(0, before.known - step.at))
+    return EvictedTokens(
+        tuple(runs), before.slots, before.originals, before.base + step.at, form=step.form, moved=moved
+    )
 
 
 class CacheHistory:
@@ -125,7 +140,7 @@ class CacheHistory:
         self._bytes = 0
         self._own_from: int | None = None
         self.on_evicted: Callable[[EvictedTokens], None] | None = None
-        """Called with the tokens that are about to be evicted."""
+        """Called with the tokens that are about to be evicted, moved for the first time, or rebased."""
 
     @property
     def mark(self) -> int:
@@ -159,16 +174,36 @@ class CacheHistory:
         stop = self._stop
         older = sum(min(last, stop) - first for first, last in dropped if first < stop)
         front = min(at, self._cache.ledger.slot_from(stop))
-        layers = self._cache.streaming_layers
-        self._record(lambda: CutStep(at, dropped, save_cut(layers, at, older, front), older))
+        layers, form = self._cache.streaming_layers, self._cache.form
+        step = self._record(lambda: CutStep(at, dropped, save_cut(layers, at, older, front), older, form))
         if self.on_evicted is not None:
             own = [(max(first, stop), last) for first, last in dropped if last > stop]
-            self._report(at + older, tuple(own))
+            self._report(step, at + older, tuple(own))
+        if step is not None:
+            self.report_moved(step.before, front)
 
-    def _report(self, at: int, own: tuple[Run, ...]) -> None:
-        """Call `on_evicted` with the newest step's tokens, then with those of the running turn, `own`, at slot `at`."""
+    def report_moved(self, before: StateBefore, front: int, part: Part = "moved") -> None:
+        """Call `on_evicted` with those of the first `front` slots that have no originals yet.
+
+        Call it before the change.
+
+        Args:
+            before: What was saved of the slots.
+            front: Number of slots.
+            part: Why the slots change.
+        """
+        count = front - before.known
+        if self.on_evicted is None or count <= 0:
+            return
+        runs = Ledger(list(self._cache.ledger.runs)).evict(before.known, count)
+        slots = narrowed(before.moved, before.known - before.written, count)
+        position = before.base + before.known
+        self.on_evicted(EvictedTokens(tuple(runs), slots, CopiedStates(), position, part, self._cache.form))
+
+    def _report(self, step: CutStep | None, at: int, own: tuple[Run, ...]) -> None:
+        """Call `on_evicted` with a step's tokens, then with those of the running turn, `own`, at slot `at`."""
         assert self.on_evicted is not None
-        older = evicted_by(self._steps[-1]) if self._steps else None
+        older = None if step is None else evicted_by(step)
         if older is not None:
             self.on_evicted(older)
         if own:
@@ -178,24 +213,33 @@ class CacheHistory:
             except (RuntimeError, MemoryError):
                 _log.warning("not enough memory to archive %d evicted tokens", count, exc_info=True)
                 return
-            self.on_evicted(EvictedTokens(own, before.slots, before.originals, before.base + at))
+            moved = min(count, max(0, before.known - at))
+            form = self._cache.form
+            self.on_evicted(
+                EvictedTokens(own, before.slots, before.originals, before.base + at, form=form, moved=moved)
+            )
 
     def before_rebase(self) -> None:
         """Record a rebase. Call it before the rebase."""
         front = self._cache.ledger.slot_from(self._stop)
-        self._record(lambda: RebaseStep(save_rebase(self._cache.streaming_layers, front)))
+        step = self._record(lambda: RebaseStep(save_rebase(self._cache.streaming_layers, front), self._cache.form))
+        if step is not None:
+            self.report_moved(step.before, front, "rebased")
 
     @property
     def _stop(self) -> int:
         """Log index from which tokens need not be recorded."""
         return self._cache.ledger.next_index if self._own_from is None else self._own_from
 
-    def _record(self, step: Callable[[], Step]) -> None:
+    def _record(self, save: Callable[[], S]) -> S | None:
         try:
-            self.add(step())
+            step = save()
+            self.add(step)
         except (RuntimeError, MemoryError):
             _log.warning("not enough memory to record a change of the cache; undo will need a prefill", exc_info=True)
             self.clear()
+            return None
+        return step
 
     def add(self, step: Step) -> None:
         """Record a change."""

@@ -16,6 +16,7 @@ import torch
 from streamchat.base.errors import CacheError
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.policy import Run, merged_runs
+from streamchat.cache.form import Form, new_form
 from streamchat.cache.history import Cache
 from streamchat.cache.layers.cuts import StateBefore
 from streamchat.cache.layers.inserts import Originals, insert_originals, save_insert, undo_insert, unrotated
@@ -38,6 +39,8 @@ class InsertStep:
     """The slot of the first one."""
     runs: tuple[Run, ...]
     before: StateBefore
+    form: Form
+    """That of the cache before the insertion."""
 
     @property
     def nbytes(self) -> int:
@@ -51,6 +54,7 @@ class InsertStep:
         undo_insert(cache.streaming_layers, self.before, self.at, count, keep)
         if keep:
             cache.ledger.evict(self.at, keep)
+        cache.form = self.form
 
 
 def page_in(cache: StreamingCache, evicted: Sequence[EvictedTokens], wanted: Sequence[Run]) -> int:
@@ -79,6 +83,8 @@ def page_in(cache: StreamingCache, evicted: Sequence[EvictedTokens], wanted: Seq
         groups = groupby(pieces, key=lambda piece: cache.ledger.slot_from(piece[0][0]))
         for at, group in reversed([(at, list(group)) for at, group in groups]):
             _insert(cache, at, group)
+    if any(not each.is_exact and _places(each, missing) for each in evicted):
+        cache.form = new_form()  # what they were before cannot be put together any more
     return count
 
 
@@ -105,7 +111,9 @@ def _insert(cache: StreamingCache, at: int, pieces: list[tuple[Run, list[Origina
             for column in columns
         ]
     if cache.history is not None:
-        cache.history.add(InsertStep(at, runs, save_insert(layers, at)))
+        before = save_insert(layers, at)
+        cache.history.add(InsertStep(at, runs, before, cache.form))
+        cache.history.report_moved(before, at)
     insert_originals(layers, at, originals)
     cache.ledger.runs = merged_runs([*cache.ledger.runs, *runs])
 

@@ -18,6 +18,7 @@ from streamchat.cache.eviction.options import Eviction, EvictionOptions, TurnPla
 from streamchat.cache.eviction.policies import load_policy
 from streamchat.cache.eviction.policy import CacheView, Cut, Retention, Run, merged_runs, runs_without, starts_after
 from streamchat.cache.fed_tokens import FedTokens
+from streamchat.cache.form import new_form
 from streamchat.cache.history import CacheHistory
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.select import is_mixed, streaming_layer
@@ -86,6 +87,8 @@ class StreamingCache(DynamicCache):
         self.ledger = Ledger()
         self.turn_starts: list[int] = []
         self.compression_count = 0
+        self.form = new_form()
+        """Identifies the contents of the slots."""
         self._plan: TurnPlan | None = None
         if len(fit.layers) != len(self.layers):
             raise CacheError(
@@ -365,6 +368,7 @@ class StreamingCache(DynamicCache):
             self.fed_tokens.clear()
         self.turn_starts.clear()
         self.pins, self.compression_count = (), 0
+        self.form = new_form()
         self._plan = None
         if self.history is not None:
             self.history.clear()
@@ -415,6 +419,7 @@ class StreamingCache(DynamicCache):
                 self.history.before_rebase()
             for layer in self.streaming_layers:
                 layer.rebase(to)
+        self.form = self.form.rebased()
 
     def _evict(self, cuts: list[Cut], trigger: Trigger) -> None:
         if self.options.before_evict is not None:

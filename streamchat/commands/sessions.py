@@ -17,12 +17,13 @@ from streamchat.base.thinking import plain_text
 from streamchat.commands import session_files, session_import
 from streamchat.commands.session_files import print_line
 from streamchat.frontend.messages import session_line
-from streamchat.sessions.transcripts.context import turn_visibility
+from streamchat.sessions.transcripts.context import fork_of, turn_visibility
 from streamchat.sessions.transcripts.export import FORMATS, export, write_export
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.restore import empty_database_notice
 from streamchat.store.store import Store
+from streamchat.store.tree import as_tree
 
 MAX_LIMIT = 2**31
 """Upper limit of --limit that SQLite accepts."""
@@ -128,8 +129,8 @@ def _list(store: Store, args: argparse.Namespace) -> None:
         )
         return
     now = time.time()
-    for info in found[:limit]:
-        print_line(session_line(info, now) + ("  (open)" if is_open(store.lock_folder, info) else ""))
+    for info, depth in as_tree(found[:limit]):
+        print_line(session_line(info, now, depth) + ("  (open)" if is_open(store.lock_folder, info) else ""))
     if len(found) > limit:
         print_line("... and more; --limit N shows them")
 
@@ -150,6 +151,7 @@ def _as_dict(store: Store, info: SessionInfo) -> dict[str, Any]:
         "snapshot_bytes": path.stat().st_size if path.exists() else None,
         "open": is_open(store.lock_folder, info),
         "imported": info.is_imported,
+        "fork": fork_of(info),
     }
 
 

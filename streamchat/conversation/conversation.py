@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ from streamchat.conversation.template.chat_format import ChatFormat
 from streamchat.decode.install import record_used
 from streamchat.decode.report import recorded_step
 from streamchat.decode.steps import StepReport
+from streamchat.store.records import CacheMark
 
 # Token-level eviction inside a long reply works in blocks, which divides its cost.
 EVICTION_BLOCK = 32
@@ -312,10 +313,38 @@ class Conversation:
         turn = self.log.turns[-1 if number is None else number - 1]
         if turn.before is None:
             raise ConfigError(f"turn {turn.number} is too old to undo; only the last {REACH} turns can be undone")
-        result = self.rollback.undo(turn)
-        if restore_rng and turn.before.generator is not None:
-            self._generator.set_state(turn.before.generator)
-        self.speed = turn.before.speed
+        return self._undone(turn, turn.before, restore_rng=restore_rng)
+
+    def rewind(self, number: int, marks: Mapping[int, CacheMark]) -> UndoResult:
+        """Undo all turns after turn `number`, however old it is, and later changes of pins.
+
+        Args:
+            number: A turn that is not the newest.
+            marks: The cache before some turns, by number: for those whose `before` was dropped.
+        """
+        turns = self.log.turns
+        for turn in turns[max(0, number + 1 - REACH) : number + 1]:
+            if turn.before is None and turn.number in marks:
+                turn.before = TurnStart(marks[turn.number])
+        turn = turns[number]
+        before = turn.before = turn.before or TurnStart(self.full_mark(number))
+        return self._undone(turn, before, pins_of_then=True)
+
+    def full_mark(self, number: int) -> CacheMark:
+        """Return the bookkeeping of a cache with all tokens up to the end of turn `number`, whatever the budget is."""
+        stop = self.log.turns[number].start if number < len(self.log.turns) else len(self.log)
+        held = ((0, stop),) if stop else ()
+        pins = ((0, self.system_tokens),) if self.system_tokens else ()
+        starts = tuple(turn.start for turn in self.log.turns[:number])
+        return CacheMark(held, pins, starts, self.cache.compression_count)
+
+    def _undone(
+        self, turn: TurnRecord, before: TurnStart, *, restore_rng: bool = True, pins_of_then: bool = False
+    ) -> UndoResult:
+        result = self.rollback.undo(turn, pins_of_then=pins_of_then)
+        if restore_rng and before.generator is not None:
+            self._generator.set_state(before.generator)
+        self.speed = before.speed
         for sentence in result.notices(self.cache):
             self._emit(ev.Notice(sentence))
         return result

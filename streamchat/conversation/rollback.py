@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,9 +11,13 @@ import torch
 
 from streamchat.cache import checkpoint
 from streamchat.cache.checkpoint import CacheCheckpoint
+from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run, runs_without
+from streamchat.cache.form import Form
 from streamchat.cache.history import SMALLEST_LIMIT, CacheHistory
+from streamchat.cache.layers.slots import originals_count
+from streamchat.cache.past import PastState, rebuild
 from streamchat.cache.recompute import RecomputingCache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.feeder import Feeder
@@ -25,6 +29,8 @@ from streamchat.store.records import CacheMark
 _log = logging.getLogger(__name__)
 REACH = 64
 """Maximum undo depth, in turns."""
+FindPast = Callable[[Sequence[Run], int], Sequence[EvictedTokens]]
+"""(runs of log indices, generation of the cache) -> what was archived of these tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class UndoResult:
     """Tokens that could not be cached again for lack of memory."""
     unpinned: tuple[int, ...] = ()
     """Turns whose pins no longer fit."""
+    is_exact: bool = False
+    """Whether keys and values are equal to the bit to what they were before the turn."""
 
     def notices(self, cache: StreamingCache) -> list[str]:
         """Return sentences for the user about what could not be restored to `cache`."""
@@ -108,11 +116,34 @@ class Rollback:
         self._must_copy = False
         """Whether the running turn has no copy yet and none was tried."""
         self._hidden = False
+        self.find_past: FindPast = lambda wanted, generation: ()
+        """Finds archived tokens."""
 
     def mark(self) -> CacheMark:
         """Return a bookkeeping snapshot of the cache (no tensors)."""
-        cache = self._cache
-        return CacheMark(tuple(cache.ledger.runs), cache.pins, tuple(cache.turn_starts), cache.compression_count)
+        cache, base, originals = self._cache, 0, 0
+        if cache.streaming_layers:
+            first = cache.streaming_layers[0]  # positions and originals are the same in all layers
+            base, originals = first.base, originals_count(first)
+        contents = (base, originals, cache.form.generation, cache.form.epoch)
+        runs, starts = tuple(cache.ledger.runs), tuple(cache.turn_starts)
+        return CacheMark(runs, cache.pins, starts, cache.compression_count, *contents)
+
+    def rebuilt(self, mark: CacheMark, stop: int) -> CacheCheckpoint | None:
+        """Return the cache as it was at `mark`, a stream of `stop` tokens, to the bit; None if parts are missing."""
+        cache, form = self._cache, Form(mark.generation, mark.epoch)
+        if cache.history is None or not mark.generation:
+            return None
+        past = PastState(
+            mark.held, stop, mark.base, mark.originals, form, mark.pins, mark.turn_starts, mark.compressions
+        )
+        try:
+            return rebuild(cache, past, self.find_past(mark.held, mark.generation))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _log.warning("not enough memory to put an earlier state of the cache together")
+            return None
 
     def start_turn(self, turn: TurnRecord, before: TurnStart) -> None:
         """Start `turn`, the newest of the log, before any of it is fed or any event is emitted."""
@@ -167,10 +198,14 @@ class Rollback:
         if self._cache.history is not None:
             self._cache.history.clear()
 
-    def undo(self, turn: TurnRecord) -> UndoResult:
-        """Undo `turn` and all later ones, whether finished or not. Pins of older turns do not change.
+    def undo(self, turn: TurnRecord, *, pins_of_then: bool = False) -> UndoResult:
+        """Undo `turn` and all later ones, whether finished or not.
 
         If the budget is smaller than it was before the turn, what was cached then is cut to fit, as on resume.
+
+        Args:
+            turn: A turn whose `before` is known.
+            pins_of_then: Also undo later changes of the pins of older turns.
         """
         before, cache = turn.before, self._cache
         assert before is not None
@@ -181,20 +216,33 @@ class Rollback:
         copy = self._copy_of(turn)
         self._running = self._running_copy = None
         left = Ledger(cache.ledger.runs_before(turn.start), turn.start)
-        pins = self._pins_before(turn)
+        mark = before.cache
+        pins = list(mark.pins) if pins_of_then else self._pins_before(turn)
         first_change = self._marks.get(turn.number) if is_whole else None
+        if first_change is not None and (cache.history is None or not cache.history.reaches(first_change)):
+            first_change = None
+        built = None
+        if first_change is None and copy is None and is_whole and not self._is_same(mark, left):
+            built = self.rebuilt(mark, turn.start)
         for undone in self._log.turns[turn.number - 1 :]:
             self._marks.pop(undone.number, None)
         self._log.cut(turn.start)
         del self._log.turns[turn.number - 1 :]
-        mark = before.cache
         fitted = fit_to_budget(cache, self._log, mark.held, pins=pins, turn_starts=mark.turn_starts)
+        copy = _Copy(turn, built) if built is not None else copy
         read_again = self._restore(fitted, left, copy, first_change, is_whole)
         cache.turn_starts = [start for start in fitted.turn_starts if cache.ledger.count_in(start, start + 1)]
         cache.pins, cache.compression_count = fitted.pins, mark.compressions
         restored = cache.length - sum(cache.ledger.count_in(*run) for run in left.runs)
         missing = sum(stop - first for first, stop in fitted.runs) - cache.length
-        return UndoResult(restored, read_again, missing, fitted.unpinned)
+        return UndoResult(restored, read_again, missing, fitted.unpinned, self._is_same(mark, cache.ledger))
+
+    def _is_same(self, mark: CacheMark, left: Ledger) -> bool:
+        """Return whether the cached tokens `left` are those of `mark`, and have not been moved since."""
+        now = self.mark()
+        contents = (now.base, now.originals, now.generation, now.epoch)
+        then = (mark.base, mark.originals, mark.generation, mark.epoch)
+        return left.runs == list(mark.held) and contents == then
 
     def _pins_before(self, turn: TurnRecord) -> list[Run]:
         """Return the pins of older turns, without those of turns that were paged in since."""
@@ -221,7 +269,7 @@ class Rollback:
         """
         cache, stop = self._cache, len(self._log)
         history = cache.history
-        if history is not None and first_change is not None and history.reaches(first_change):
+        if history is not None and first_change is not None:
             cache.crop_from(stop)
             history.undo_to(first_change, stop)
             return 0 if cache.ledger.runs == fitted.runs else self._prefill(fitted)

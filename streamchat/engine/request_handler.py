@@ -12,6 +12,7 @@ from streamchat.base.sanitize import encodable
 from streamchat.engine.hosting import ConversationHost
 from streamchat.engine.jobs import Job
 from streamchat.engine.status_sampler import StatusSampler
+from streamchat.engine.time_travel import TimeTravel
 from streamchat.engine.turn_runner import TurnRunner
 from streamchat.sessions.archive import Archive
 
@@ -60,6 +61,7 @@ class RequestHandler:
         emit: Callable[[ev.Event], None],
     ) -> None:
         self._host, self._turns, self._archive, self._status, self._emit = host, turns, archive, status, emit
+        self._travel = TimeTravel(host, archive, emit, host.open_session)
 
     def handle(self, job: Job) -> None:
         """Carry out a request, up to its last event; emit a notice if it is not allowed."""
@@ -86,6 +88,10 @@ class RequestHandler:
                 self._turns.compact(job)
             case rq.Undo(to_edit):
                 self._turns.undo(to_edit=to_edit)
+            case rq.Rewind(turn, drop):
+                self._travel.rewind(turn, drop=drop)
+            case rq.Fork(turn):
+                self._travel.fork(turn)
             case rq.Pin(turn):
                 self._turns.set_pin(turn, True)
             case rq.Unpin(turn):

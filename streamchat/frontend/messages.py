@@ -171,6 +171,21 @@ def undone_sentence(event: ev.TurnUndone) -> str:
     return text
 
 
+def rewound_sentence(event: ev.ConversationRewound) -> str:
+    """What `/rewind` did, whether the cache is exact, and where the later turns are."""
+    text = f"Back at turn {event.turn}; {plural(event.undone, 'turn was', 'turns were')} undone."
+    seconds = human_seconds(event.seconds)
+    if event.prefilled:
+        text += f" {plural(event.prefilled, 'token was', 'tokens were')} prefilled again in {seconds}."
+    elif event.is_exact:
+        text += f" The cache is exactly as it was then, without a prefill ({seconds})."
+    else:
+        text += " The cached tokens are those of then; their keys may differ by rounding."
+    if event.kept_as:
+        text += f" /resume {event.kept_as} continues with the undone turns."
+    return text
+
+
 # --- conversations and sessions -------------------------------------------------------------------------------
 
 
@@ -209,11 +224,16 @@ def skipped_sentence(sessions: Iterable[ImportedSession]) -> str:
     return f"only text can be imported; skipped: {counted(skipped)}" if skipped else ""
 
 
-def session_line(info: SessionInfo, now: float) -> str:
-    """One line of the session list."""
+def session_line(info: SessionInfo, now: float, depth: int = 0) -> str:
+    """One line of the session list; `depth` is that of a fork in the tree."""
     turns = plural(info.turns, "turn")
     name, title = one_line(info.model_name), one_line(info.title)
-    return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {name}  {title}"
+    return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {name}  {branch_mark(info, depth)}{title}"
+
+
+def branch_mark(info: SessionInfo, depth: int) -> str:
+    """What stands before the title of a fork, at its depth in the tree; '' if its parent is not shown."""
+    return f"{'  ' * (depth - 1)}└ from turn {info.parent_turn}: " if depth else ""
 
 
 def search_hit_line(number: int, found: SearchHit, now: float, here: str | None, thinking: str) -> str:

@@ -64,6 +64,8 @@ def _line(event: ev.Event) -> Line | None:
             return _finished(event)
         case ev.TurnUndone() if not event.replaced or event.prefilled:
             return Line("info", messages.undone_sentence(event))
+        case ev.ConversationRewound():
+            return Line("info", messages.rewound_sentence(event))
         case ev.ConversationCleared():
             return Line("info", messages.cleared_sentence(event))
         case ev.ConversationResumed():

@@ -235,6 +235,8 @@ class Prompt:
                     self._engine.send(Stop())
             case ev.TurnFinished() | ev.TurnPagedIn() | ev.TurnUndone() | ev.SummaryReady() | ev.ConversationResumed():
                 self._recent.append(event)
+            case ev.ConversationRewound():
+                self._recent.append(event)
             case ev.Notice() if event.level != "info":
                 self._recent.append(event)
                 self._answered = True

@@ -221,6 +221,36 @@ class Chat:
         """
         return self._calls.expect(rq.Undo(), ev.TurnUndone).text
 
+    def rewind(self, turn: int, *, drop: bool = False) -> ev.ConversationRewound:
+        """Go back to the conversation as it was after a turn, however old; return how that was done.
+
+        A fork of the saved session keeps the later turns: `kept_as` of the result is its id. The cache is equal to the
+        bit (`is_exact`) if the archive has everything, else its tokens are prefilled again (`prefilled`).
+
+        Args:
+            turn: A turn before the newest.
+            drop: Also if the chat is not saved, so that the later turns are lost.
+
+        Raises:
+            ConfigError: There is no such turn, or the chat is not saved.
+        """
+        return self._expect(rq.Rewind(self._number(turn), drop), ev.ConversationRewound)
+
+    def fork(self, turn: int | None = None) -> str:
+        """Continue after a turn, the newest by default, in a session of its own; return its id.
+
+        The session that this chat had stays as it is, and `open` resumes it.
+
+        Raises:
+            ConfigError: There is no such turn, or the chat is not saved.
+        """
+        before = self.session
+        events = self._call(rq.Fork(self._number(turn)))
+        session = self.session
+        if session is None or session == before:
+            raise ConfigError(_reason(events))
+        return session
+
     def clear(self) -> None:
         """Start a new conversation with the same model and settings. A saved one stays saved."""
         self._calls.expect(rq.Clear(), ev.ConversationCleared)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from array import array
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
@@ -23,10 +22,11 @@ if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
     from streamchat.conversation.log import TurnRecord
     from streamchat.sessions.evicted_archive import EvictedArchive
+    from streamchat.sessions.fork import Forked
     from streamchat.sessions.recorder import Recorder
     from streamchat.sessions.resume import ResumeResult
     from streamchat.store.lock import SessionLock
-    from streamchat.store.records import SessionInfo, StoredSession
+    from streamchat.store.records import CacheMark, SessionInfo, StoredSession
     from streamchat.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -281,24 +281,11 @@ class Archive:
 
     def _captured(self, session: str, active: StartedConversation) -> Callable[[], object]:
         """Copy the cache; return a function that saves it, which any thread may call."""
-        from streamchat.cache import checkpoint
-        from streamchat.decode.one_thread import calling_thread_only
-        from streamchat.sessions.snapshot import Snapshot, save
+        from streamchat.sessions.fork import captured
+        from streamchat.sessions.snapshot import save
 
         assert self.recorder is not None
-        conversation, identity = active.conversation, self._identities.of(active)
-        with calling_thread_only():
-            saved_cache = checkpoint.capture(conversation.cache)
-        ids = array("i", conversation.log.ids_at(saved_cache.runs))
-        saved = Snapshot(
-            session,
-            saved_cache,
-            ids,
-            conversation.rng_state,
-            identity.fingerprint,
-            identity.dtype,
-            asdict(conversation.settings),
-        )
+        saved = captured(session, active.conversation, self._identities.of(active))
         path = self.recorder.store.snapshot_path(session)
         return lambda: save(path, saved)
 
@@ -389,6 +376,41 @@ class Archive:
             self._evicted.undone(0)  # they are of other tokens
         self.changed = bool(result.reason or result.cut_turn)
         return stored, result
+
+    # --- forks --------------------------------------------------------------------------------------------------
+
+    def marks(self, first: int, last: int) -> dict[int, CacheMark]:
+        """Return the saved bookkeeping of the cache before each of these turns; {} if it cannot be read."""
+        if self.recorder is None or self.session is None:
+            return {}
+        try:
+            return self.recorder.store.marks(self.session, first, last)
+        except StoreError:
+            _log.warning("the saved turns could not be read", exc_info=True)
+            return {}
+
+    def fork(self, active: StartedConversation, at: int, turns: int) -> Forked:
+        """Save the first `turns` turns of the active conversation as a fork of its session, which does not change.
+
+        Args:
+            active: The conversation.
+            at: The last turn that the session and the fork will share.
+            turns: Number of turns of the fork.
+
+        Raises:
+            ConfigError: The conversation is not saved.
+            StoreError: The fork cannot be saved.
+        """
+        from streamchat.sessions.fork import fork
+
+        if self.recorder is None or self.session is None:
+            raise ConfigError("this conversation is not saved, so it cannot be forked; save it first")
+        self.recorder.flush()
+        if not self.recorder.is_saved:
+            raise StoreError("the latest changes of this conversation could not be saved, so nothing is forked")
+        if self._evicted is not None:
+            self._evicted.drain()
+        return fork(self.recorder.store, self.session, active.conversation, self._identities.of(active), at, turns)
 
     def release_model(self) -> None:
         """Drop the reference to the previous model after another one was loaded."""

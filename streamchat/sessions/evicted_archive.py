@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 from streamchat.base.errors import StoreError
-from streamchat.cache.evicted import EvictedTokens
+from streamchat.cache.evicted import EvictedTokens, Part
 from streamchat.cache.eviction.policy import Run
+from streamchat.cache.form import Form
 from streamchat.cache.paging import can_page_in
 from streamchat.sessions.evicted_pages import Kind, from_bytes
 from streamchat.sessions.evicted_writer import EvictedWriter, Limits
@@ -65,6 +67,7 @@ class EvictedArchive:
         self._conversation, self._identity, self._session = conversation, identity, session
         history.on_evicted = self._collect
         conversation.find_evicted = self.find
+        conversation.rollback.find_past = self.find_past
 
     def close(self) -> None:
         """Write the tokens that are waiting, and end the writer."""
@@ -86,19 +89,25 @@ class EvictedArchive:
             while sum(each.nbytes for each in self._pending) > PENDING_BYTES:
                 del self._pending[0]
             return
-        assert self._identity is not None
         pending, self._pending = self._pending, []
         for tokens in pending:
-            page = EvictedPage(
-                turn=conversation.log.turns[-1].number,
-                runs=tokens.runs,
-                ids_checksum=self._ids_checksum(tokens.runs),
-                fingerprint=self._identity.fingerprint,
-                dtype=self._identity.dtype,
-                kind=self._kind,
-                position=tokens.position,
-            )
-            writer.put(session, page, tokens, self._kind)
+            writer.put(session, self._page(tokens, conversation.log.turns[-1].number), tokens, self._kind)
+
+    def _page(self, tokens: EvictedTokens, turn: int) -> EvictedPage:
+        """Return the row of tokens that turn `turn` evicted."""
+        assert self._identity is not None
+        return EvictedPage(
+            turn=turn,
+            runs=tokens.runs,
+            ids_checksum=self._ids_checksum(tokens.runs),
+            fingerprint=self._identity.fingerprint,
+            dtype=self._identity.dtype,
+            kind=self._kind,
+            position=tokens.position,
+            part=tokens.part,
+            generation=tokens.form.generation,
+            epoch=tokens.form.epoch,
+        )
 
     def undone(self, turn: int) -> None:
         """Drop the tokens that turn `turn` and later ones evicted. Called before these turns are recorded as undone."""
@@ -115,13 +124,26 @@ class EvictedArchive:
     # --- finding ------------------------------------------------------------------------------------------------
 
     def find(self, wanted: Sequence[Run]) -> list[EvictedTokens]:
-        """Return the archived tokens of this conversation with some of the log indices in `wanted`.
+        """Return the evicted tokens of this conversation with some of the log indices in `wanted`.
 
         Damaged pages, and pages of another model, dtype, or text, are skipped. What is not written yet is found, too.
         """
-        session, found = self._session(), list(self._pending)
+        return self._found(lambda page: page.part == "evicted", wanted)
+
+    def find_past(self, wanted: Sequence[Run], generation: int) -> list[EvictedTokens]:
+        """Return what was archived of these tokens of one generation of the cache, evicted or not; see `find`."""
+        return self._found(lambda page: page.generation == generation, wanted)
+
+    def drain(self) -> None:
+        """Wait until what is queued is written, but not for a disk that is much too slow."""
+        if self._writer is not None:
+            self._writer.drain(PATIENCE_S)
+
+    def _found(self, chosen: Callable[[EvictedPage], bool], wanted: Sequence[Run]) -> list[EvictedTokens]:
+        session = self._session()
+        pending = [tokens for tokens in self._pending if chosen(self._page(tokens, 0))]
         if self._writer is None or session is None:
-            return found
+            return pending
         waiting = self._writer.waiting(session)  # before the rows are read: what was written since is in both
         try:
             rows = self._pages.pages(session)
@@ -130,13 +152,16 @@ class EvictedArchive:
             rows = []
         archived = []
         for stored in rows:
-            if self._suits(stored[0], wanted) and (data := self._pages.read(session, stored)) is not None:
+            page = stored[0]
+            if chosen(page) and self._suits(page, wanted) and (data := self._pages.read(stored)) is not None:
                 tokens = from_bytes(data)
-                if tokens is None or tokens.runs != stored[0].runs:
-                    _log.warning("archived tokens of turn %d cannot be read", stored[0].turn)
+                if tokens is None or tokens.runs != page.runs:
+                    _log.warning("archived tokens of turn %d cannot be read", page.turn)
                 else:
-                    archived.append(tokens)
-        return [*archived, *(tokens for page, tokens in waiting if self._suits(page, wanted)), *found]
+                    form = Form(page.generation, page.epoch)
+                    archived.append(replace(tokens, part=cast(Part, page.part), form=form))
+        queued = [tokens for page, tokens in waiting if chosen(page) and self._suits(page, wanted)]
+        return [*archived, *queued, *pending]
 
     def _suits(self, page: EvictedPage, wanted: Sequence[Run]) -> bool:
         """Return whether a page has some of the log indices in `wanted`, of this model, dtype, and text."""

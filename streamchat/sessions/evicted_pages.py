@@ -38,7 +38,7 @@ def to_bytes(tokens: EvictedTokens, kind: Kind) -> bytes:
                 tensors[key], tensors[key + _SCALE] = _quantized(stack)
             else:
                 tensors[key] = stack.contiguous()
-    facts = {"runs": tokens.runs, "position": tokens.position, "stacks": stacks}
+    facts = {"runs": tokens.runs, "position": tokens.position, "stacks": stacks, "moved": tokens.moved}
     tensors[_KEY] = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
     return bytes(save(tensors))
 
@@ -50,7 +50,14 @@ def from_bytes(data: bytes) -> EvictedTokens | None:
         facts = json.loads(bytes(tensors.pop(_KEY).tolist()))
         parts = {part: _states(part, named, tensors) for part, named in facts["stacks"].items()}
         runs = tuple((int(first), int(stop)) for first, stop in facts["runs"])
-        return EvictedTokens(runs, parts["slots"], parts.get("originals", CopiedStates()), int(facts["position"]))
+        return EvictedTokens(
+            runs,
+            parts["slots"],
+            parts.get("originals", CopiedStates()),
+            int(facts["position"]),
+            moved=int(facts.get("moved", 0)),
+            is_exact=not any(name.endswith(_SCALE) for name in tensors),
+        )
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -177,6 +177,11 @@ class Recorder:
             self._changes
         )
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether everything that was recorded so far is in the store."""
+        return self.session is not None and not self._is_pending
+
     def flush(self) -> None:
         """Retry writes that failed earlier."""
         if self._conversation is not None and self.session is not None and self._is_pending:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streamchat.base.errors import CacheError
@@ -162,6 +162,8 @@ def _restore_snapshot(
     if saved.fingerprint != identity.fingerprint:
         raise SnapshotError("its cache was saved with another model")
     saved_cache = saved.checkpoint
+    if saved.dtype != identity.dtype:
+        saved_cache = replace(saved_cache, form=None)  # its numbers are rounded
     is_of_these_turns = saved_cache.next_index == len(log) and log.ids_at(saved_cache.runs) == saved.ids.tolist()
     if not is_of_these_turns or list(saved_cache.runs) != list(held):
         raise SnapshotError("its saved cache does not match the saved turns")

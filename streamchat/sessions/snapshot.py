@@ -17,6 +17,7 @@ from torch import Tensor
 from streamchat.base.atomic_files import advice_on, atomic_write
 from streamchat.base.errors import StoreError, reason_of, short
 from streamchat.cache.checkpoint import CacheCheckpoint
+from streamchat.cache.form import Form
 from streamchat.sessions.tensor_file import write_tensors
 
 FORMAT = 2
@@ -69,14 +70,16 @@ def save(path: Path, snapshot: Snapshot) -> int:
     tensors = {f"cache.{name}": tensor for name, tensor in checkpoint.tensors.items()}
     tensors[_IDS] = torch.tensor(snapshot.ids, dtype=torch.int32)
     tensors[_GENERATOR] = snapshot.generator.cpu()
-    facts = {
+    facts: dict[str, Any] = {
         "format": QUANTIZED_FORMAT if any(name.endswith("_scales") for name in tensors) else FORMAT,
         "session": snapshot.session,
         "fingerprint": snapshot.fingerprint,
         "dtype": snapshot.dtype,
         "settings": snapshot.settings,
-        "cache": {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "tensors"},
+        "cache": {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name not in ("tensors", "form")},
     }
+    if checkpoint.form is not None:
+        facts["cache"]["form"] = [checkpoint.form.generation, checkpoint.form.epoch]
     facts["checksum"] = _checksum(tensors, facts)
     try:
         for left in path.parent.glob(f".{path.name}.*.part"):  # left by a killed process
@@ -140,6 +143,7 @@ def _snapshot(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Snapshot:
         compressions,
         cache["plain"],
         bool(cache["stale"]),
+        Form(*_counts(cache["form"])) if "form" in cache else None,
     )
     texts = [facts[name] for name in ("session", "fingerprint", "dtype")] + list(cache["plain"])
     are_objects = isinstance(facts["settings"], dict) and isinstance(cache["plain"], dict)

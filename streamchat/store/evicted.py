@@ -3,6 +3,9 @@
 A page is flushed to the disk before its row is written, so that every row has a page. A page that does not match the
 checksum in its row counts as absent. Each process starts a new file, because the last file of another process may end
 with half a page. Beyond the limits, whole files are deleted, oldest first.
+
+A fork has rows of its own for the pages of its past, which stay in the files of the session that wrote them. Such a
+file counts for that session, and stays as long as a row refers to it.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +28,7 @@ from streamchat.base.paths import fsync, private_dir, private_opener
 from streamchat.store.database import Database
 
 _log = logging.getLogger(__name__)
+_BLOCK = 1 << 20
 FILE_BYTES = 32 << 20
 """A file is not appended to beyond this size."""
 
@@ -47,10 +51,17 @@ class EvictedPage:
     """How they are stored: native or int8."""
     position: int
     """Absolute position of the first one in the cache."""
+    part: str = "evicted"
+    """Why they were copied: see `streamchat.cache.evicted.Part`."""
+    generation: int = 0
+    """Identifies the contents of the cache, with `epoch`; 0 if they are not known."""
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
 class _Place:
+    owner: str
+    """Session whose file it is."""
     file: int
     offset: int
     length: int
@@ -113,14 +124,18 @@ class EvictedPages:
         values = (page.turn, time.time(), json.dumps(page.runs), page.ids_checksum, page.fingerprint, page.dtype)
         with self._write() as connection:
             added = connection.execute(
-                "INSERT INTO evicted (session, turn, at, runs, ids_checksum, fingerprint, dtype, kind, position, file, "
-                "start, length, checksum) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? "
+                "INSERT INTO evicted (session, turn, at, runs, ids_checksum, fingerprint, dtype, kind, position, part, "
+                "generation, epoch, owner, file, start, length, checksum) "
+                "SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? "
                 "WHERE EXISTS (SELECT 1 FROM sessions WHERE id = ?)",
-                (session, *values, page.kind, page.position, number, offset, len(data), checksum_of(data), session),
+                (
+                    *(session, *values, page.kind, page.position, page.part, page.generation, page.epoch),
+                    *(session, number, offset, len(data), checksum_of(data), session),
+                ),
             ).rowcount
         if not added:  # the session was deleted while the page waited
-            self._current.pop(session, None)
-            shutil.rmtree(self.folder(session), ignore_errors=True)
+            with suppress(OSError):
+                self._delete_unused(session)
 
     def _file_for(self, session: str, file_bytes: int) -> int:
         folder = self.folder(session)
@@ -143,10 +158,10 @@ class EvictedPages:
             rows = connection.execute("SELECT * FROM evicted WHERE session = ? ORDER BY id", (session,)).fetchall()
         return [page for row in rows if (page := _page_of(row)) is not None]
 
-    def read(self, session: str, stored: StoredPage) -> bytes | None:
+    def read(self, stored: StoredPage) -> bytes | None:
         """Return the data of a page. If it is damaged or missing, log that and return None."""
         place = stored[1]
-        path = self._path(session, place.file)
+        path = self._path(place.owner, place.file)
         try:
             with open(path, "rb") as file:
                 file.seek(place.offset)
@@ -195,20 +210,22 @@ class EvictedPages:
             if self._current.get(owner) == number:
                 continue
             total -= size
-            turn = self._delete_file(owner, number)
-            last = max(last, turn if owner == session else 0)
+            last = max(last, self._delete_file(owner, number, session))
         return last
 
-    def _delete_file(self, session: str, number: int) -> int:
+    def _delete_file(self, owner: str, number: int, session: str) -> int:
+        """Delete a file and all its rows, those of forks too; return the last turn of `session` that they have."""
         with self._write() as connection:
-            condition = "FROM evicted WHERE session = ? AND file = ?"
-            last = connection.execute(f"SELECT max(turn) {condition}", (session, number)).fetchone()[0]
-            connection.execute(f"DELETE {condition}", (session, number))
-        self._path(session, number).unlink(missing_ok=True)
+            condition = "FROM evicted WHERE owner = ? AND file = ?"
+            last = connection.execute(
+                f"SELECT max(turn) {condition} AND session = ?", (owner, number, session)
+            ).fetchone()[0]
+            connection.execute(f"DELETE {condition}", (owner, number))
+        self._path(owner, number).unlink(missing_ok=True)
         return int(last or 0)
 
     def delete_orphans(self) -> None:
-        """Delete the files of sessions that no longer exist.
+        """Delete the files of sessions that no longer exist, except for the pages that their forks have.
 
         Raises:
             OSError: A file cannot be deleted.
@@ -218,13 +235,52 @@ class EvictedPages:
             known = {row["id"] for row in connection.execute("SELECT id FROM sessions")}
         orphans = [session for session in found if session not in known]
         for session in orphans:
-            self._current.pop(session, None)
-            shutil.rmtree(self.folder(session))
+            self._delete_unused(session)
         if orphans:
             fsync(self._root)
 
+    def _delete_unused(self, owner: str) -> None:
+        """Delete the files of a session that was deleted. Of a file with pages of forks, only these keep their bytes.
+
+        Raises:
+            OSError: A file cannot be deleted.
+        """
+        self._current.pop(owner, None)
+        with self._database().read() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT file, start, length FROM evicted WHERE owner = ? ORDER BY file, start", (owner,)
+            ).fetchall()
+        used: dict[int, list[tuple[int, int]]] = {}
+        for row in rows:
+            used.setdefault(row["file"], []).append((row["start"], row["start"] + row["length"]))
+        if not used:
+            shutil.rmtree(self.folder(owner), ignore_errors=not self.folder(owner).exists())
+            return
+        for _, number, size in _files(self.folder(owner)):
+            if number not in used:
+                self._path(owner, number).unlink(missing_ok=True)
+            else:
+                _erase(self._path(owner, number), gaps(used[number], size))
+
     def _write(self) -> AbstractContextManager[sqlite3.Connection]:
         return self._database().write()
+
+
+def gaps(used: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Return the parts of `[0, size)` that no part of `used`, ascending, has."""
+    edges = [0, *(edge for part in used for edge in part), size]
+    return [(first, stop) for first, stop in zip(edges[::2], edges[1::2], strict=True) if first < stop]
+
+
+def _erase(path: Path, parts: Sequence[tuple[int, int]]) -> None:
+    """Overwrite parts of a file by zeros."""
+    with open(path, "r+b") as file:
+        for first, stop in parts:
+            file.seek(first)
+            for at in range(first, stop, _BLOCK):
+                file.write(bytes(min(_BLOCK, stop - at)))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _files(folder: Path) -> list[tuple[float, int, int]]:
@@ -244,9 +300,10 @@ def _stats(folder: Path) -> Iterator[tuple[float, int, int]]:
 def _page_of(row: sqlite3.Row) -> StoredPage | None:
     try:
         runs = tuple((int(first), int(stop)) for first, stop in json.loads(row["runs"]))
-        place = _Place(row["file"], row["start"], row["length"], row["checksum"])
+        place = _Place(row["owner"] or row["session"], row["file"], row["start"], row["length"], row["checksum"])
         names = (row["ids_checksum"], row["fingerprint"], row["dtype"], row["kind"], row["position"])
-        return EvictedPage(row["turn"], runs, *names), place
+        contents = (row["part"], row["generation"], row["epoch"])
+        return EvictedPage(row["turn"], runs, *names, *contents), place
     except (ValueError, TypeError, RecursionError):
         _log.warning("row %s of the archive of evicted tokens is damaged", row["id"])
         return None

@@ -63,6 +63,13 @@ class CacheMark:
     pins: tuple[Run, ...] = ()
     turn_starts: tuple[int, ...] = ()
     compressions: int = 0
+    base: int = field(default=0, compare=False)
+    """Absolute position of the first slot."""
+    originals: int = field(default=0, compare=False)
+    """Number of slots at the front that had been moved before."""
+    generation: int = field(default=0, compare=False)
+    """Identifies the contents of the cache, with `epoch`; 0 if they are not known. See `streamchat.cache.form`."""
+    epoch: int = field(default=0, compare=False)
 
 
 @dataclass
@@ -147,6 +154,10 @@ class SessionInfo:
     opened_by: int | None = None
     """Id of the process that has it open, or that was killed while it did."""
     turns: int = 0
+    parent: str | None = None
+    """Id of the session that it was forked from."""
+    parent_turn: int | None = None
+    """The last turn of that session that it shares."""
 
     @property
     def is_imported(self) -> bool:

@@ -72,6 +72,7 @@ def info_of(row: sqlite3.Row, damage: Damage | None = None) -> SessionInfo:
         "held": _runs(_json(row["held"]), "the cache state", damage),
         "pins": _runs(_json(row["pins"]), "the pins", damage),
         "compressions": _count(row["compressions"]),
+        "parent_turn": None if row["parent_turn"] is None else _count(row["parent_turn"]),
     }
     return SessionInfo(**{field.name: row[field.name] for field in fields(SessionInfo)} | checked)
 
@@ -108,7 +109,7 @@ def _turn(row: sqlite3.Row, number: int, start: int, damage: Damage) -> StoredTu
         message_start=message_start,
         reply_start=reply_start,
         ids=ids,
-        before=_mark(row["before"], start, f"the cache before {name}", damage),
+        before=mark_of(row["before"], start, f"the cache before {name}", damage),
         state=row["state"],
         started=moment(row["started"]),
         finished=None if row["finished"] is None else moment(row["finished"]),
@@ -117,7 +118,8 @@ def _turn(row: sqlite3.Row, number: int, start: int, damage: Damage) -> StoredTu
     )
 
 
-def _mark(text: str, before: int, name: str, damage: Damage) -> CacheMark:
+def mark_of(text: str, before: int, name: str, damage: Damage) -> CacheMark:
+    """Build the bookkeeping of a cache; that of an unknown one if it is damaged, or has tokens from `before` on."""
     found: Damage = []
     mark = _json(text)
     if not isinstance(mark, dict):
@@ -130,12 +132,13 @@ def _mark(text: str, before: int, name: str, damage: Damage) -> CacheMark:
         found.append(name)
         starts = []
     compressions = mark.get("compressions", 0)
-    if found or not _is_index(compressions):
+    contents = [mark.get(name, 0) for name in ("base", "originals", "generation", "epoch")]
+    if found or not all(_is_index(count) for count in (compressions, *contents)):
         damage.append(name)
         return CacheMark()
     if any(stop > before for _, stop in (*held, *pins)):  # of ids that were replaced when another model resumed
         return CacheMark()
-    return CacheMark(held, pins, tuple(starts), compressions)
+    return CacheMark(held, pins, tuple(starts), compressions, *contents)
 
 
 def _eviction(row: sqlite3.Row, damage: Damage) -> StoredEviction | None:

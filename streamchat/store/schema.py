@@ -116,7 +116,19 @@ CREATE TABLE evicted (
 CREATE INDEX evicted_by_session ON evicted (session, turn);
 """
 
-MIGRATIONS = (_FIRST, _LIVE, _EVICTED)
+_FORKS = """
+ALTER TABLE sessions ADD COLUMN parent TEXT;          -- the session that it was forked from
+ALTER TABLE sessions ADD COLUMN parent_turn INTEGER;  -- the last turn of that session that it has
+CREATE INDEX sessions_by_parent ON sessions (parent);
+ALTER TABLE evicted ADD COLUMN owner TEXT NOT NULL DEFAULT '';            -- session whose file it is in; '' for its own
+ALTER TABLE evicted ADD COLUMN part TEXT NOT NULL DEFAULT 'evicted';      -- evicted, moved, rebased
+ALTER TABLE evicted ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;     -- of the cache; 0 if it is not known
+ALTER TABLE evicted ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+UPDATE evicted SET owner = session;
+CREATE INDEX evicted_by_file ON evicted (owner, file);
+"""
+
+MIGRATIONS = (_FIRST, _LIVE, _EVICTED, _FORKS)
 """Script i takes a database from version i to i + 1 (`PRAGMA user_version`)."""
 
 

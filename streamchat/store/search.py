@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from streamchat.store.records import SearchHit
 
 _TERM = re.compile(r'"([^"]*)"|(\S+)')
 _UNSEGMENTED = re.compile(
@@ -97,3 +100,20 @@ def excerpt(text: str, wanted: str) -> str:
     start, stop = max(0, at - AROUND), at + len(wanted) + AROUND
     cut = " ".join(text[start:stop].split())
     return f"{'…' if start else ''}{cut}{'…' if stop < len(text) else ''}"
+
+
+def without_copies(found: Sequence[SearchHit], here: str | None) -> list[SearchHit]:
+    """Return search results without copies of a message, which forks of a session share.
+
+    Of the copies, one whose turn was not undone is kept, that of the session `here` if it has one.
+    """
+    kept: dict[tuple[float, str, str], SearchHit] = {}
+    for hit in found:
+        key = (hit.at, hit.role, hit.text)
+        if key not in kept or _rank(hit, here) < _rank(kept[key], here):
+            kept[key] = hit
+    return list(kept.values())
+
+
+def _rank(hit: SearchHit, here: str | None) -> tuple[bool, bool]:
+    return hit.undone, hit.session != here

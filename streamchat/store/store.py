@@ -14,6 +14,7 @@ from streamchat.base.errors import MissingSessionError, SessionError, StoreError
 from streamchat.store.database import Database, acquire, database_path, release
 from streamchat.store.evicted import EvictedPages
 from streamchat.store.failures import reads_rows
+from streamchat.store.forks import Fork, adopt_children, insert_fork
 from streamchat.store.health import repair
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import (
@@ -29,9 +30,9 @@ from streamchat.store.records import (
     clean,
     pack_ids,
 )
-from streamchat.store.rows import figures_of, info_of, moment, session_of
+from streamchat.store.rows import figures_of, info_of, mark_of, moment, session_of
 from streamchat.store.scrub import mark_pending, remove_orphans, scrub
-from streamchat.store.search import excerpt, like, query_of
+from streamchat.store.search import excerpt, like, query_of, without_copies
 from streamchat.store.users import lock_folder
 from streamchat.store.writing import insert_evictions, insert_session, repair_session, write_turn
 
@@ -39,6 +40,8 @@ _INFO = """
     SELECT s.*, (SELECT count(*) FROM turns t WHERE t.session = s.id AND t.state != 'undone') AS turns
     FROM sessions s
 """
+SHARED = 8
+"""How many rows are read for each message that a search returns, since forks share messages."""
 _INDEX = "JOIN words ON words.rowid = m.id"
 
 
@@ -150,6 +153,21 @@ class Store:
         with self._open.write() as connection:
             return [insert_session(connection, session) for session in sessions]
 
+    def fork(self, fork: Fork) -> str:
+        """Create a fork of a session, in one transaction; return its new id.
+
+        Raises:
+            SessionError: The session, or one of its turns, does not exist.
+        """
+        with self._open.write() as connection:
+            count = "SELECT count(*) FROM turns WHERE session = ? AND number <= ? AND state = 'done'"
+            found = connection.execute(count, (fork.parent, fork.turns)).fetchone()[0]
+            if found != fork.turns:
+                raise SessionError(
+                    f"the session {fork.parent} has only {found} of {fork.turns} turns; nothing is forked"
+                )
+            return insert_fork(connection, fork)
+
     def write(
         self,
         session: str,
@@ -249,6 +267,7 @@ class Store:
         """
         mark_pending(self.path)
         with self._open.write() as connection:
+            adopt_children(connection, session)
             connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
         return self.scrub()
 
@@ -359,6 +378,19 @@ class Store:
         return session_of(row, turns, evictions)
 
     @reads_rows
+    def marks(self, session: str, first: int, last: int) -> dict[int, CacheMark]:
+        """Return the bookkeeping of the cache before each of these turns, as far as it is known."""
+        rows = self._read(
+            "SELECT number, first, before FROM turns "
+            "WHERE session = ? AND number BETWEEN ? AND ? AND state != 'undone'",
+            session,
+            first,
+            last,
+        )
+        marks = {row["number"]: mark_of(row["before"], row["first"], "", []) for row in rows}
+        return {number: mark for number, mark in marks.items() if mark.held}
+
+    @reads_rows
     def live(self, session: str) -> tuple[float, dict[str, Any]] | None:
         """Return the time of the latest live figures and the figures; None if there are none yet."""
         for row in self._read("SELECT at, sample FROM live WHERE session = ?", session):
@@ -378,8 +410,11 @@ class Store:
         return [figures for row in rows if (figures := figures_of(row["stats"])) is not None]
 
     @reads_rows
-    def search(self, words: str, *, limit: int = 50) -> list[SearchHit]:
-        """Return messages of all sessions that have all `words`: best first; substrings alone: newest first."""
+    def search(self, words: str, *, limit: int = 50, here: str | None = None) -> list[SearchHit]:
+        """Return messages of all sessions that have all `words`: best first; substrings alone: newest first.
+
+        A message that several forks share is returned once: that of the session `here`, if it has the message.
+        """
         query = query_of(clean(words))
         if not query:
             return []
@@ -391,9 +426,9 @@ class Store:
             f"FROM messages m {_INDEX if query.match else ''} JOIN turns t ON t.id = m.turn "
             f"JOIN sessions s ON s.id = t.session WHERE {condition} ORDER BY {rank}t.started DESC LIMIT ?",
             *values,
-            limit,
+            SHARED * limit,
         )
-        return [
+        found = [
             SearchHit(
                 row["session"],
                 row["title"],
@@ -406,3 +441,4 @@ class Store:
             )
             for row in rows
         ]
+        return without_copies(found, here)[:limit]

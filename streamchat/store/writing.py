@@ -24,20 +24,24 @@ ID_LENGTH = 6
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
 
 
-def new_id() -> str:
+def random_id() -> str:
     """Return a random id of a session."""
     return "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
+
+
+def new_id(connection: sqlite3.Connection) -> str:
+    """Return an id that no session has."""
+    while True:
+        session = random_id()
+        if not connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session,)).fetchone():
+            return session
 
 
 def insert_session(
     connection: sqlite3.Connection, new: NewSession, system_ids: Iterable[int] = (), session: str | None = None
 ) -> str:
     """Insert a session with its turns; return its id: `session`, or a new one."""
-    while session is None:
-        session = new_id()
-        if connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session,)).fetchone():
-            session = None
-    now, identity = time.time(), new.identity
+    session, now, identity = session or new_id(connection), time.time(), new.identity
     names = (clean(identity.model), clean(identity.model_name))
     prints = (identity.dtype, identity.fingerprint, identity.tokenizer)
     connection.execute(

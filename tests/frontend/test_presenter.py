@@ -45,6 +45,7 @@ SAMPLES: tuple[ev.Event, ...] = (
     evicted(1),
     ev.TurnPinned(3, True, 5, CACHE),
     ev.TurnPagedIn(3, 120, 0.0042, CACHE),
+    ev.ConversationRewound(3, 2, "abc123", True, 40, 0, 0.03, CACHE),
     ev.StatusSampled(CACHE, ev.MemoryState(1)),
     ev.Notice("take care", "warning"),
     ev.SettingChanged("top_p", 0.5),

@@ -413,6 +413,33 @@ def test_a_chat_that_saves_can_be_exported_searched_and_opened(real: Scripts, tm
         assert chat.ask("still here").stats.turn == 2
 
 
+def test_rewind_and_fork(real: Scripts) -> None:
+    with real(save=True) as chat:
+        for text in ("one", "two", "three"):
+            chat.ask(text)
+        first = chat.session
+        done = chat.rewind(2)
+        assert (done.turn, done.undone, done.is_exact, done.prefilled) == (2, 1, True, 0)
+        assert [turn.text for turn in chat.history] == ["one", "two"]
+        assert chat.session == first
+        child = chat.fork(1)
+        assert (chat.session, [turn.text for turn in chat.history]) == (child, ["one"])
+        chat.open(done.kept_as)
+        assert [turn.text for turn in chat.history] == ["one", "two", "three"]
+        with pytest.raises(ConfigError, match="7 is not a turn"):
+            chat.rewind(7)
+        with pytest.raises(ConfigError, match="7 is not a turn"):
+            chat.fork(7)
+    with real() as chat:
+        chat.ask("one")
+        chat.ask("two")
+        with pytest.raises(ConfigError, match="turn 2 would be lost"):
+            chat.rewind(1)
+        with pytest.raises(ConfigError, match="is not saved, so it cannot be forked"):
+            chat.fork()
+        assert chat.rewind(1, drop=True).kept_as == ""
+
+
 def test_opening_needs_no_saving_before_it_and_asks_for_trust(real: Scripts) -> None:
     with real(save=True) as chat:
         chat.ask("one")

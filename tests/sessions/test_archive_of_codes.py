@@ -51,7 +51,8 @@ def evicted_and_archived(database: Path) -> tuple[set[int], set[int]]:
     with Store(database) as store:
         session = store.find("last").id
         evicted = {i for e in store.load(session).evictions for run in e.runs for i in range(*run)}
-        return evicted, {i for page, _ in store.evicted.pages(session) for run in page.runs for i in range(*run)}
+        pages = [page for page, _ in store.evicted.pages(session) if page.part == "evicted"]
+        return evicted, {i for page in pages for run in page.runs for i in range(*run)}
 
 
 @pytest.mark.parametrize("then", ["leave", "undo", "nothing"])

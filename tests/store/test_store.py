@@ -247,7 +247,7 @@ def test_a_newer_file_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(StoreError, match=r"newer streamchat \(version 99 of its tables; this one knows 3\)"):
+    with pytest.raises(StoreError, match=r"newer streamchat \(version 99 of its tables; this one knows 4\)"):
         Store(path)
 
 

@@ -11,6 +11,8 @@ SLASH: dict[str, str] = {
     "pin": "e2e/test_effects_turns.py::test_a_pinned_turn_is_cached_after_1000_tokens_and_after_each_resume",
     "unpin": "e2e/test_effects_turns.py::test_an_unpinned_turn_is_evicted_like_any_other",
     "undo": "e2e/test_effects_turns.py::test_an_undone_turn_is_gone_from_cache_log_and_database",
+    "rewind": "engine/test_time_travel.py::test_rewind_to_evicted_turns_is_exact",
+    "fork": "engine/test_time_travel.py::test_forks_share_the_past_and_never_mix",
     "retry": "e2e/test_effects_turns.py::test_a_retried_reply_takes_the_place_of_the_first",
     "edit": "e2e/test_effects_turns.py::test_an_edited_message_takes_the_place_of_the_first",
     "compact": "e2e/test_effects_turns.py::test_a_summary_is_of_the_oldest_turns_and_changes_nothing_by_itself",

@@ -217,6 +217,10 @@ class ScriptedEngine:
                 self.emit(ev.SummaryReady(self.summary, (1, 2) if self.summary else (0, 0)))
             case rq.Undo(to_edit):
                 self._do_undo(to_edit=to_edit)
+            case rq.Rewind(turn):
+                self._do_rewind(turn)
+            case rq.Fork(turn):
+                self._do_fork(turn or self._turn)
             case rq.Clear() | rq.SetSystemPrompt():
                 self._do_clear()
             case rq.SetOption(name, value):
@@ -494,6 +498,21 @@ class ScriptedEngine:
         self.emit(ev.TurnUndone(self._turn + 1, text, reply, self.cache.state(), replaced=replaced, to_edit=to_edit))
         self._sample()
         return text
+
+    def _do_rewind(self, turn: int) -> None:
+        if not 0 < turn < self._turn:
+            self.emit(ev.Notice(f"turn {turn} is the newest one, so there is nothing to rewind", "warning"))
+            return
+        self.sessions["later1"] = list(self._said)
+        count = self._turn - turn
+        for _ in range(count):
+            self._do_undo(replaced=True)
+        self.emit(ev.ConversationRewound(turn, count, "later1", True, 12, 0, 0.004, self.cache.state()))
+
+    def _do_fork(self, turn: int) -> None:
+        self.sessions["forked"] = self._said[:turn]
+        self.emit(ev.Notice(f"forked is a fork of saved1 after turn {turn}"))
+        self._do_resume("forked")
 
     def _do_replace(self, text: str | None) -> None:
         before = self._do_undo(replaced=True)

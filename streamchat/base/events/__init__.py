@@ -42,6 +42,7 @@ from streamchat.base.events.session import (
     TextCounted,
 )
 from streamchat.base.events.turn import (
+    ConversationRewound,
     FinishReason,
     PrefillProgress,
     TextDelta,

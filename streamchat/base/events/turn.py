@@ -107,3 +107,24 @@ class TurnUndone(Event):
     """A new attempt follows immediately."""
     to_edit: bool = False
     """The message goes back to the input, for editing."""
+
+
+@dataclass(frozen=True)
+class ConversationRewound(Event):
+    """All turns after a turn were undone; a `TurnUndone` came for each."""
+
+    turn: int
+    """The newest turn now."""
+    undone: int
+    """Number of turns that were undone."""
+    kept_as: str
+    """Id of the session that has them; '' if none has."""
+    is_exact: bool
+    """Whether the cache is as it was then, to the bit."""
+    restored: int
+    """Tokens that had been evicted since and are cached again."""
+    prefilled: int
+    """Tokens that had to be prefilled again for that."""
+    seconds: float
+    """For all of it, with saving the session that has the undone turns."""
+    cache: CacheState

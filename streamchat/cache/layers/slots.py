@@ -104,6 +104,11 @@ class CopiedStates:
         return {name: stack[layers.index(layer)] for name, layers, stack in self.stacks if layer in layers}
 
 
+def narrowed(states: CopiedStates, first: int, count: int) -> CopiedStates:
+    """Return views of `count` slots from slot `first` on."""
+    return CopiedStates(tuple((name, layers, stack.narrow(3, first, count)) for name, layers, stack in states.stacks))
+
+
 def states_in(slots: CopiedStates) -> list[tuple[str, tuple[int, ...], Tensor]]:
     """Return the stacks of keys and of values, dequantized if they are codes; see `CopiedStates.stacks`."""
     named = [stacks for stacks in slots.stacks if stacks[0] in SCALES.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamchat.frontend.slash.branches import FORK, REWIND
 from streamchat.frontend.slash.conversation import CLEAR, SYSTEM
 from streamchat.frontend.slash.detach import DETACH
 from streamchat.frontend.slash.files import READ
@@ -22,7 +23,8 @@ def default_registry() -> SlashRegistry:
     for command in (_help_of(registry), CLEAR, SYSTEM, MODEL, PIN, UNPIN, READ, SET, THINK, STATS):
         registry.add(command)
     SessionCommands().add_to(registry)
-    registry.add(IMPORT)
+    for command in (REWIND, FORK, IMPORT):
+        registry.add(command)
     registry.add(DETACH)
     registry.add(
         SlashCommand("quit", "", "exit streamchat", lambda context, argument: SlashResult(quit=True), ("exit", "q"))

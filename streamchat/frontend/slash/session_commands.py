@@ -19,6 +19,7 @@ from streamchat.frontend.slash.registry import SlashCommand, SlashContext, Slash
 from streamchat.sessions.settings import portable_model_name
 from streamchat.sessions.transcripts.export import FORMATS, export, write_export
 from streamchat.store.records import SearchHit
+from streamchat.store.tree import as_tree
 
 MAX_SESSIONS = 10
 MAX_RESULTS = 12
@@ -118,7 +119,7 @@ class SessionCommands:
         if not argument:
             return SlashResult("usage: /recall WORDS (finds messages that contain all of them)", error=True)
         with open_store() as store:
-            self._found = store.search(argument, limit=MAX_RESULTS)
+            self._found = store.search(argument, limit=MAX_RESULTS, here=context.board.session)
         if not self._found:
             return SlashResult(f"no messages match {argument!r}")
         now = time.time()
@@ -172,8 +173,8 @@ class SessionCommands:
             return SlashResult(f"no sessions match {argument!r}" if argument else "no saved sessions yet")
         now = time.time()
         rows = [
-            session_line(info, now) + ("  (this one)" if info.id == context.board.session else "")
-            for info in found[:MAX_SESSIONS]
+            session_line(info, now, depth) + ("  (this one)" if info.id == context.board.session else "")
+            for info, depth in as_tree(found[:MAX_SESSIONS])
         ]
         if len(found) > MAX_SESSIONS:
             rows.append("and more; /sessions WORDS narrows the list")

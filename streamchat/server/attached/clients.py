@@ -13,6 +13,7 @@ from streamchat.base.requests import (
     CancelFetch,
     Clear,
     FetchModel,
+    Fork,
     OpenSession,
     Request,
     SetSystemPrompt,
@@ -26,7 +27,7 @@ from streamchat.server.attached.sessions import Placed, SharedSessions
 MAX_CLIENTS = 1000
 MAX_PRIVATE = 256
 """Private messages that wait for a front end; older ones are dropped."""
-LEAVING = (Clear, SetSystemPrompt, OpenSession)
+LEAVING = (Clear, SetSystemPrompt, OpenSession, Fork)
 """Requests after which a front end may move to another session."""
 
 

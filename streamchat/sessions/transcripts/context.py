@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from streamchat.store.records import Run, StoredSession, StoredTurn
+from streamchat.store.records import Run, SessionInfo, StoredSession, StoredTurn
 
 EDGE = "The model's context starts here: it no longer sees the turns above, except pinned ones."
 """Stands above the turn of `edge_of`."""
@@ -79,3 +79,13 @@ def token_runs(session: StoredSession) -> list[TokenRun]:
 
 def _has(runs: tuple[Run, ...], at: int) -> bool:
     return any(first <= at < stop for first, stop in runs)
+
+
+def fork_of(info: SessionInfo) -> dict[str, Any] | None:
+    """Return where a session was forked: {"session": id, "turn": number}; None if it is not a fork."""
+    return None if info.parent is None else {"session": info.parent, "turn": info.parent_turn}
+
+
+def fork_sentence(info: SessionInfo) -> str:
+    """Return a line about the session that a session was forked from; '' if it is not a fork."""
+    return "" if info.parent is None else f"Fork of session {info.parent} at turn {info.parent_turn}."

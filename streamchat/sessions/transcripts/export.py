@@ -13,7 +13,7 @@ from streamchat.base.formatting import plural
 from streamchat.base.jsonlines import json_line
 from streamchat.base.thinking import ONLY_REASONING, split
 from streamchat.sessions.transcripts.contained import contained, literal
-from streamchat.sessions.transcripts.context import EDGE, edge_of, is_pinned, system_prompt
+from streamchat.sessions.transcripts.context import EDGE, edge_of, fork_of, fork_sentence, is_pinned, system_prompt
 from streamchat.store.records import StoredSession
 
 Format = Literal["markdown", "html", "jsonl", "replay"]
@@ -36,7 +36,8 @@ def export(session: StoredSession, kind: Format) -> str:
 
         return html_page(session)
     if kind == "replay":
-        return json_line({"id": session.info.id, "messages": _messages(session)}) + "\n"
+        fork = {"fork": found} if (found := fork_of(session.info)) else {}
+        return json_line({"id": session.info.id, **fork, "messages": _messages(session)}) + "\n"
     return "".join(json_line(row) + "\n" for row in _rows(session))
 
 
@@ -74,6 +75,7 @@ def _rows(session: StoredSession) -> Iterator[dict[str, Any]]:
         "model": info.model,
         "model_name": info.model_name,
         "settings": dict(info.settings),
+        **({"fork": fork} if (fork := fork_of(info)) else {}),
     }
     for turn in session.turns:
         about = {"turn": turn.number, "at": turn.started}
@@ -91,6 +93,9 @@ def _markdown(session: StoredSession) -> Iterator[str]:
     yield ""
     turns = plural(len(session.turns), "turn")
     yield f"{literal(info.model_name)}, {_date(info.created)} to {_date(info.updated)}, {turns}"
+    if sentence := fork_sentence(info):
+        yield ""
+        yield literal(sentence)
     if prompt := system_prompt(session):
         yield ""
         yield "## System prompt"

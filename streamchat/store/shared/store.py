@@ -26,7 +26,7 @@ from streamchat.store.records import (
 from streamchat.store.shared.folder import NEWEST, SharedFolder, Version, exchange_name
 from streamchat.store.shared.log import line_of
 from streamchat.store.store import Store
-from streamchat.store.writing import new_id, replace_session
+from streamchat.store.writing import random_id, replace_session
 
 
 @dataclass
@@ -103,7 +103,7 @@ class SharedStore(Store):
         self, title: str, identity: ModelIdentity, settings: Mapping[str, Any], system_ids: Iterable[int] = ()
     ) -> SessionLock:
         """Create a session that this replica owns; return its lock."""
-        while not self._folder.create(session := new_id()):
+        while not self._folder.create(session := random_id()):
             pass
         return self._create_locked(session, NewSession(title, identity, settings), system_ids)
 

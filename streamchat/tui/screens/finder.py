@@ -18,10 +18,11 @@ from textual.widgets.option_list import Option
 from streamchat.base.errors import StoreError
 from streamchat.base.formatting import human_when, plural
 from streamchat.base.sanitize import one_line
-from streamchat.frontend.messages import excerpt
+from streamchat.frontend.messages import branch_mark, excerpt
 from streamchat.frontend.saved import open_store
 from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
+from streamchat.store.tree import as_tree
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.screens.closable import Closable
 from streamchat.tui.widgets.line_input import LineInput
@@ -185,15 +186,19 @@ class SessionsScreen(FinderScreen[str]):
     NO_MATCH, NO_WORDS = "No sessions match “{words}”.", "No saved sessions yet."
 
     def find_rows(self, store: Store, words: str) -> list[Row]:
-        """Find sessions, newest first."""
-        self._rows = store.sessions(words, limit=LIMIT)
+        """Find sessions, newest first, and each fork below its parent."""
+        tree = as_tree(store.sessions(words, limit=LIMIT))
+        self._rows = [info for info, _ in tree]
         now = time.time()
         rows = []
-        for info in self._rows:
+        for info, depth in tree:
             turns = plural(info.turns, "turn")
             here = " · open" if info.id == self._here else ""
             rows.append(
-                Row(info.title, f"{human_when(info.updated, now)} · {turns} · {info.model_name} · {info.id}{here}")
+                Row(
+                    branch_mark(info, depth) + info.title,
+                    f"{human_when(info.updated, now)} · {turns} · {info.model_name} · {info.id}{here}",
+                )
             )
         return rows
 
@@ -235,7 +240,7 @@ class RecallScreen(FinderScreen[RecallChoice]):
 
     def find_rows(self, store: Store, words: str) -> list[Row]:
         """Find messages, best match first."""
-        self._rows = store.search(words, limit=LIMIT)
+        self._rows = store.search(words, limit=LIMIT, here=self._here)
         now = time.time()
         rows = []
         for found in self._rows:
