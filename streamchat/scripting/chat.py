@@ -234,7 +234,7 @@ class Chat:
         Raises:
             ConfigError: There is no such turn, or the chat is not saved.
         """
-        return self._expect(rq.Rewind(self._number(turn), drop), ev.ConversationRewound)
+        return self._calls.expect(rq.Rewind(self._number(turn), drop), ev.ConversationRewound)
 
     def fork(self, turn: int | None = None) -> str:
         """Continue after a turn, the newest by default, in a session of its own; return its id.
@@ -245,10 +245,10 @@ class Chat:
             ConfigError: There is no such turn, or the chat is not saved.
         """
         before = self.session
-        events = self._call(rq.Fork(self._number(turn)))
+        events = self._calls.call(rq.Fork(self._number(turn)))
         session = self.session
         if session is None or session == before:
-            raise ConfigError(_reason(events))
+            raise ConfigError(reason(events))
         return session
 
     def clear(self) -> None:
