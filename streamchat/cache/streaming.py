@@ -19,6 +19,7 @@ from streamchat.cache.eviction.policies import load_policy
 from streamchat.cache.eviction.policy import CacheView, Cut, Retention, Run, merged_runs, runs_without, starts_after
 from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.history import CacheHistory
+from streamchat.cache.layers.fronts import evict_slots, rebase
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.select import is_mixed, streaming_layer
 from streamchat.cache.positions.fit import PositionFit
@@ -383,8 +384,7 @@ class StreamingCache(DynamicCache):
         return dropped
 
     def _evict_from_layers(self, prefix: int, count: int) -> None:
-        for layer in self.streaming_layers:
-            layer.evict(prefix, count)
+        evict_slots(self.streaming_layers, prefix, count)
 
     def note_input_ids(self, ids: Tensor | None) -> None:
         """Note the (batch, n) ids that the next forward feeds; None for embeddings. Called by the hook."""
@@ -413,8 +413,7 @@ class StreamingCache(DynamicCache):
         with torch.inference_mode(False), torch.no_grad():
             if self.history is not None:
                 self.history.before_rebase()
-            for layer in self.streaming_layers:
-                layer.rebase(to)
+            rebase(self.streaming_layers, to)
 
     def _evict(self, cuts: list[Cut], trigger: Trigger) -> None:
         if self.options.before_evict is not None:

@@ -34,16 +34,17 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         first half of the head; and bfloat16 scales (...). A head with NaN or infinities has a scale of NaN or infinity.
         The codes of a head are the same to the bit, however many heads there are: undo writes slots in other numbers.
     """
-    x = _turned_alone(x.float())
-    largest = x.abs().amax(-1)
+    width = x.shape[-1]
+    turned_columns = _turned_columns(x.float().reshape(-1, width).t().contiguous())
+    largest = turned_columns.abs().amax(0)
     scales = _rounded_up(torch.where(largest < TINY, 0.0, largest / LIMITS[bits]))
     exact = scales.float()
-    inverses = torch.where(exact > 0, 1 / exact, 0.0).nan_to_num(0.0, 0.0, 0.0)
-    codes = (x * inverses[..., None]).nan_to_num(0.0, 0.0, 0.0).round_().to(torch.int8)
-    if bits == 8:
-        return codes, scales
-    low, high = (codes + ZERO).view(torch.uint8).chunk(2, dim=-1)
-    return low | high << 4, scales
+    inverses = torch.where(exact > 0, 1 / exact, 0.0).nan_to_num_(0.0, 0.0, 0.0)
+    codes = turned_columns.mul_(inverses).nan_to_num_(0.0, 0.0, 0.0).round_().to(torch.int8)
+    if bits == 4:
+        low, high = (codes + ZERO).view(torch.uint8).chunk(2)
+        codes = low | high << 4
+    return codes.t().contiguous().view(*x.shape[:-1], len(codes)), scales.view(x.shape[:-1])
 
 
 def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
@@ -63,20 +64,21 @@ def turned(x: Tensor) -> Tensor:
     return (x.reshape(*x.shape[:-1], width // len(matrix), len(matrix)) @ matrix).reshape(x.shape)
 
 
-def _turned_alone(x: Tensor) -> Tensor:
-    """Return `turned(x)`, to the bit the same for a head whatever the others are.
+def _turned_columns(x: Tensor) -> Tensor:
+    """Return `turned` of columns (head_dim, heads), to the bit the same for a head whatever the others are.
 
-    A matrix product may add in another order if there are more rows. These sums and differences cannot, but are slower.
+    Overwrites `x`. A matrix product may add in another order if there are more heads. These sums and differences cannot.
     """
-    width = x.shape[-1]
+    width, heads = x.shape
     size = width & -width
-    x, shape = x.reshape(-1, size).t().contiguous(), x.shape
-    heads, half = x.shape[1], size // 2
+    other, half = torch.empty_like(x), size // 2
     while half:
-        first, second = x.view(size // (2 * half), 2, half, heads).unbind(1)
-        x = torch.stack([first + second, first - second], 1)
-        half //= 2
-    return (x.view(size, heads).t() / math.sqrt(size)).reshape(shape)
+        first, second = x.view(width // (2 * half), 2, half, heads).unbind(1)
+        total, difference = other.view(width // (2 * half), 2, half, heads).unbind(1)
+        torch.add(first, second, out=total)
+        torch.sub(first, second, out=difference)
+        x, other, half = other, x, half // 2
+    return x.div_(math.sqrt(size))
 
 
 @functools.cache

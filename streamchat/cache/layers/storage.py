@@ -32,12 +32,22 @@ class TensorStorage(ABC):
         """The allocated tensors, (batch, num_kv_heads, slots, ...) each; the main one is called ''."""
 
     @abstractmethod
-    def write(self, first: int, x: Tensor) -> None:
-        """Store states (batch, num_kv_heads, n, head_dim) of any float dtype in slots from `first` on."""
+    def encode(self, x: Tensor) -> Raw:
+        """Return states (..., n, head_dim) of any float dtype as parts (..., n, ...), which are copied to slots."""
 
     @abstractmethod
+    def decode(self, raw: Mapping[str, Tensor]) -> Tensor:
+        """Return the states (..., n, head_dim) of parts (..., n, ...)."""
+
+    def write(self, first: int, x: Tensor) -> None:
+        """Store states (batch, num_kv_heads, n, head_dim) of any float dtype in slots from `first` on."""
+        parts = self.parts
+        for name, part in self.encode(x).items():
+            parts[name].narrow(2, first, x.shape[-2]).copy_(part)
+
     def read(self, first: int, count: int) -> Tensor:
         """Return the states of `count` slots."""
+        return self.decode(self.raw(first, count))
 
     @abstractmethod
     def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
@@ -86,13 +96,13 @@ class NumberStorage(TensorStorage):
         """The numbers."""
         return {"": self.numbers}
 
-    def write(self, first: int, x: Tensor) -> None:
-        """Store states (batch, num_kv_heads, n, head_dim) in slots from `first` on."""
-        self.numbers.narrow(2, first, x.shape[-2]).copy_(x)
+    def encode(self, x: Tensor) -> Raw:
+        """Return the states; the copy to slots converts them."""
+        return {"": x}
 
-    def read(self, first: int, count: int) -> Tensor:
-        """Return the states of `count` slots in the stored dtype, as a view."""
-        return self.numbers.narrow(2, first, count)
+    def decode(self, raw: Mapping[str, Tensor]) -> Tensor:
+        """Return the states in the stored dtype, as a view."""
+        return raw[""]
 
     def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
         """Store raw slots; those of other formats are converted."""
@@ -133,15 +143,14 @@ class CodeStorage(TensorStorage):
         """Codes ('') and scales ('scales')."""
         return {"": self.codes, "scales": self.scales}
 
-    def write(self, first: int, x: Tensor) -> None:
-        """Quantize and store states (batch, num_kv_heads, n, head_dim) in slots from `first` on."""
+    def encode(self, x: Tensor) -> Raw:
+        """Return the codes and scales of states."""
         codes, scales = quantize(x, self.bits)
-        self.codes.narrow(2, first, x.shape[-2]).copy_(codes)
-        self.scales.narrow(2, first, x.shape[-2]).copy_(scales)
+        return {"": codes, "scales": scales}
 
-    def read(self, first: int, count: int) -> Tensor:
-        """Return the states of `count` slots in float32."""
-        return dequantize(self.codes.narrow(2, first, count), self.scales.narrow(2, first, count))
+    def decode(self, raw: Mapping[str, Tensor]) -> Tensor:
+        """Return the states in float32."""
+        return dequantize(raw[""], raw["scales"])
 
     def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
         """Store raw slots: exactly if they have this format, else quantized again."""
