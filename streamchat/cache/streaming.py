@@ -19,6 +19,7 @@ from streamchat.cache.eviction.policies import load_policy
 from streamchat.cache.eviction.policy import CacheView, Cut, Retention, Run, merged_runs, runs_without, starts_after
 from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.history import CacheHistory
+from streamchat.cache.layers.codes import CacheDtype
 from streamchat.cache.layers.fronts import evict_slots, rebase
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.select import is_mixed, streaming_layer
@@ -44,8 +45,8 @@ class StreamingCache(DynamicCache):
         cache_size: The budget in tokens: sinks + pinned + window. No layer ever exceeds it.
         num_sink_tokens: Number of tokens at the start of the stream that are never evicted.
         options: How to evict.
-        dtype: The dtype of the cached keys and values, or `torch.int8` or `torch.int4` for codes with scales; None for
-            that of the model.
+        dtype: The dtype of the cached keys and values, or `torch.int8` or `torch.int4` for codes with scales; a pair
+            for keys and values; None for that of the model.
 
     Raises:
         ConfigError: The sizes are impossible.
@@ -60,7 +61,7 @@ class StreamingCache(DynamicCache):
         cache_size: int,
         num_sink_tokens: int = 4,
         options: EvictionOptions | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: CacheDtype | None = None,
     ) -> None:
         if not 0 <= num_sink_tokens < cache_size:
             raise ConfigError(

@@ -16,7 +16,7 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.history import CacheHistory, evicted_by
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.codes import INT4, K8V4
 from streamchat.cache.paging import missing_runs, page_in
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import StreamingCache
@@ -29,12 +29,17 @@ STATES = {"jamba", *(family.name for family in HYBRID)}
 CUT = [name for name in SERVED if FAMILIES[name].served != "recompute" and name not in STATES]
 
 
-DTYPES = {"native": None, "int8": torch.int8, "int4": INT4}
+DTYPES = {"native": None, "int8": torch.int8, "k8v4": K8V4, "int4": INT4}
 
 
 def families() -> list[Any]:
     marks = {True: pytest.mark.smoke, False: pytest.mark.slow}
-    return [pytest.param(name, kv, marks=marks[name in SMOKE]) for name in CUT for kv in DTYPES]
+    return [
+        pytest.param(name, kv, marks=marks[name in SMOKE])
+        for name in CUT
+        for kv in DTYPES
+        if kv != "k8v4" or name == "llama"
+    ]
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from streamchat.base import events as ev
 from streamchat.base.requests import Quote, Undo
 from streamchat.cache import checkpoint
 from streamchat.cache.dtype import set_cache_dtype
-from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.codes import K8V4, CacheDtype
 from streamchat.models.load import LoadedModel
 from streamchat.store.store import Store
 from tests.support.real_engine import Watched, running, tiny_loaded
 
 pytestmark = pytest.mark.smoke
 TURNS = 9
-DTYPES = {"float32": torch.float32, "int8": torch.int8, "int4": INT4}
+DTYPES: dict[str, CacheDtype] = {"float32": torch.float32, "int8": torch.int8, "k8v4": K8V4}
 
 
 @pytest.fixture

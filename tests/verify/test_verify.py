@@ -160,14 +160,15 @@ def test_what_is_broken_is_named(
 
 def test_logits_that_are_not_finite_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    original = StreamingLayer.evict
+    original = StreamingCache._evict_from_layers
 
-    def evict(layer: StreamingLayer, prefix: int, count: int) -> None:
-        original(layer, prefix, count)
-        assert isinstance(layer.values, Tensor)
-        layer.values[..., -1, 0] = float("nan")
+    def evict(self: StreamingCache, prefix: int, count: int) -> None:
+        original(self, prefix, count)
+        for layer in self.streaming_layers:
+            assert isinstance(layer.values, Tensor)
+            layer.values[..., -1, 0] = float("nan")
 
-    monkeypatch.setattr(StreamingLayer, "evict", evict)
+    monkeypatch.setattr(StreamingCache, "_evict_from_layers", evict)
     assert LOGITS in failed(verify(model, IDS, cache_size=32, new_tokens=40))
 
 

@@ -16,13 +16,23 @@ from torch import Tensor
 
 INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009 - torch's stubs lack it
 BITS = {torch.int8: 8, INT4: 4}
-"""Dtype of a quantized cache -> bits per number."""
+"""Dtype of quantized keys or values -> bits per number."""
+CacheDtype = torch.dtype | tuple[torch.dtype, torch.dtype]
+"""How a cache stores keys and values: one dtype for both, or that of keys and that of values."""
+K8V4: CacheDtype = (torch.int8, INT4)
+QUANTIZED: dict[str, CacheDtype] = {"int8": torch.int8, "k8v4": K8V4, "int4": INT4}
+"""Name of a quantized cache, as in the setting `kv_dtype` -> its dtype."""
 LIMITS = {8: 127, 4: 7}
 """Largest code."""
 ZERO = 8
 """The 4 bits of code 0."""
 TINY = 1e-30
 """Heads whose largest number is smaller are stored as zeros."""
+
+
+def key_and_value_dtype(dtype: CacheDtype) -> tuple[torch.dtype, torch.dtype]:
+    """Return the dtype of keys and that of values."""
+    return dtype if isinstance(dtype, tuple) else (dtype, dtype)
 
 
 @torch.no_grad()
@@ -67,7 +77,7 @@ def turned(x: Tensor) -> Tensor:
 def _turned_columns(x: Tensor) -> Tensor:
     """Return `turned` of columns (head_dim, heads), to the bit the same for a head whatever the others are.
 
-    Overwrites `x`. A matrix product may add in another order if there are more heads. These sums and differences cannot.
+    Overwrites `x`. A matrix product may add in another order if there are more heads. These sums cannot.
     """
     width, heads = x.shape
     size = width & -width

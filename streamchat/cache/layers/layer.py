@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from streamchat.base.errors import CacheError
+from streamchat.cache.layers.codes import CacheDtype, key_and_value_dtype
 from streamchat.cache.layers.storage import LayerStorage, NumberStorage, TensorStorage, new_storage, states_like
 from streamchat.cache.positions.rotation import TensorRotation, difference
 
@@ -33,13 +34,13 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     Args:
         cache_size: The budget in tokens.
         rotation: How keys and values carry positions.
-        dtype: The dtype of the buffers, or `torch.int8` or `torch.int4` for codes with scales; None for that of the
-            states.
+        dtype: The dtype of the buffers, or `torch.int8` or `torch.int4` for codes with scales; a pair for keys and
+            values; None for that of the states.
     """
 
     is_sliding = False
 
-    def __init__(self, cache_size: int, rotation: LayerRotation, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, cache_size: int, rotation: LayerRotation, dtype: CacheDtype | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.cache_size = cache_size
         self.rotation = rotation
@@ -58,8 +59,9 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers for (batch, num_kv_heads, new tokens, head_dim) states."""
-        self.dtype, self.device = self._buffer_dtype or key_states.dtype, key_states.device
-        self.storage = new_storage(key_states, value_states, self.slots, self.dtype)
+        dtype = self._buffer_dtype or key_states.dtype
+        self.dtype, self.device = key_and_value_dtype(dtype)[0], key_states.device
+        self.storage = new_storage(key_states, value_states, self.slots, dtype)
         self.is_initialized = True
         self._refresh_views()
 
@@ -185,8 +187,8 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.base + self.length
 
     @property
-    def stored_dtype(self) -> torch.dtype | None:
-        """How keys are stored: a float dtype, or `torch.int8` or `torch.int4`; None before the first token."""
+    def stored_dtype(self) -> CacheDtype | None:
+        """How keys and values are stored, see `LayerStorage.dtype`; None before the first token."""
         return None if self.storage is None else self.storage.dtype
 
     @property

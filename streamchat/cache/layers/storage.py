@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from streamchat.cache.layers.codes import BITS, INT4, dequantize, quantize, states_of
+from streamchat.cache.layers.codes import BITS, INT4, CacheDtype, dequantize, key_and_value_dtype, quantize, states_of
 
 Raw = dict[str, Tensor]
 """Parts of some slots, in the format of the storage."""
@@ -181,9 +181,10 @@ class LayerStorage:
         return self.keys, self.values
 
     @property
-    def dtype(self) -> torch.dtype:
-        """How keys are stored: a float dtype, or `torch.int8` or `torch.int4` for codes."""
-        return self.keys.dtype
+    def dtype(self) -> CacheDtype:
+        """How keys and values are stored: a float dtype, `torch.int8` or `torch.int4` for codes, or two of these."""
+        pair = (self.keys.dtype, self.values.dtype)
+        return pair if pair[0] != pair[1] else pair[0]
 
     @property
     def batch(self) -> int:
@@ -251,21 +252,22 @@ def _unnamed(name: str, raw: Mapping[str, Tensor]) -> Raw:
     return {"": raw[f"{name}s"]} | more
 
 
-def new_storage(keys: Tensor, values: Tensor, slots: int, dtype: torch.dtype) -> LayerStorage:
+def new_storage(keys: Tensor, values: Tensor, slots: int, dtype: CacheDtype) -> LayerStorage:
     """Return storage for states like these, (batch, num_kv_heads, any, head_dim).
 
     Args:
         keys: Key states; only their shape and device matter.
         values: Value states.
         slots: Slots to allocate.
-        dtype: How to store them: a float dtype, or `torch.int8` or `torch.int4` for codes.
+        dtype: How to store them: a float dtype, `torch.int8` or `torch.int4` for codes, or one of these for each.
     """
 
-    def stored(like: Tensor) -> TensorStorage:
+    def stored(like: Tensor, dtype: torch.dtype) -> TensorStorage:
         return NumberStorage(like, slots, dtype) if dtype not in BITS else CodeStorage(like, slots, BITS[dtype])
 
     with torch.inference_mode(False):  # usable outside inference mode later
-        return LayerStorage(stored(keys), stored(values))
+        of_keys, of_values = key_and_value_dtype(dtype)
+        return LayerStorage(stored(keys, of_keys), stored(values, of_values))
 
 
 def states_like(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
