@@ -18,7 +18,7 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.dtype import bytes_per_number, set_cache_dtype
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.layers.codes import INT4, K8V4, CacheDtype, dequantize, quantize, turned
+from streamchat.cache.layers.codes import INT4, K8V4, SHARES, CacheDtype, dequantize, quantize, turned
 from streamchat.cache.layers.storage import new_storage
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import make_cache
@@ -70,16 +70,33 @@ def test_numbers_are_off_by_half_a_code_at_most(bits: int, width: int) -> None:
     assert (scales.float() <= 1.01 * turned(x).abs().amax(-1) / (127 if bits == 8 else 7)).all()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("width", [64, 80, 6])
+def test_the_best_scale_has_the_least_error(width: int) -> None:
+    x = torch.randn(3, 200, width, generator=torch.Generator().manual_seed(1))
+    x[0, 0] = 0.0
+    plain, best = (quantize(x, 4, searches=searches) for searches in (False, True))
+    errors, fewer = ((dequantize(*each) - x).square().sum(-1) for each in (plain, best))
+    assert (fewer <= errors + 1e-5).all()
+    assert fewer.mean() < 0.95 * errors.mean()
+    shares = best[1].float() / plain[1].float().clamp_min(1e-9)
+    assert all((shares[1:] - share).abs().min() < 0.02 for share in SHARES[: 4 if width > 6 else 3])
+    x[1, 1, 1], x[2, 2, 1] = float("nan"), float("inf")
+    found = dequantize(*quantize(x, 4, searches=True))
+    assert not found[1, 1].isfinite().any()
+    assert not found[2, 2].isfinite().any()
+    assert found[0].isfinite().all()
+
+
+@pytest.mark.parametrize(("bits", "searches"), [(8, False), (4, False), (4, True)])
 @pytest.mark.parametrize("width", [256, 128, 96, 32])
-def test_codes_do_not_depend_on_how_many_tokens_are_stored_at_once(bits: int, width: int) -> None:
+def test_codes_do_not_depend_on_how_many_tokens_are_stored_at_once(bits: int, searches: bool, width: int) -> None:
     # undo writes slots anew, fewer or more at once than before
     x = torch.randn(1, 8, 2000, width, generator=torch.Generator().manual_seed(1))
-    codes, scales = quantize(x, bits)
-    for count in (0, 1, 17, 1001):
-        some = quantize(x[:, :, :count], bits)
-        assert torch.equal(some[0], codes[:, :, :count])
-        assert torch.equal(some[1], scales[:, :, :count])
+    codes, scales = quantize(x, bits, searches=searches)
+    for heads, count in ((8, 0), (1, 1), (8, 17), (8, 1001)):
+        some = quantize(x[:, :heads, :count], bits, searches=searches)
+        assert torch.equal(some[0], codes[:, :heads, :count])
+        assert torch.equal(some[1], scales[:, :heads, :count])
 
 
 @pytest.mark.parametrize("width", [128, 96, 10, 7])

@@ -74,7 +74,7 @@ def same(one: checkpoint.CacheCheckpoint, other: checkpoint.CacheCheckpoint) -> 
 
 
 @pytest.mark.parametrize("archive", ["native", "int8"])
-@pytest.mark.parametrize("kv", ["int8", "int4"])
+@pytest.mark.parametrize("kv", ["int8", "k8v4"])
 def test_undo_and_page_in_and_resume_with_codes(database: Path, kv: str, archive: str) -> None:
     with running(lambda *_: loaded(kv), store=database, archive=archive, cache_size=160, audit=True) as chat:
         talk(chat, 14)

@@ -2,7 +2,7 @@
 
 The numbers of a head are first multiplied by a Hadamard matrix, which spreads the few large dimensions of keys over all
 dimensions, as in QuaRot (arXiv:2404.00456). The scale is that of the largest number, rounded up to a bfloat16, so that
-no number is clipped.
+no number is clipped. With `k8v4`, the scale of values is the best of several smaller ones, which clip.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ QUANTIZED: dict[str, CacheDtype] = {"int8": torch.int8, "k8v4": K8V4, "int4": IN
 """Name of a quantized cache, as in the setting `kv_dtype` -> its dtype."""
 LIMITS = {8: 127, 4: 7}
 """Largest code."""
+SHARES = (1.0, 0.9, 0.8, 0.7)
+"""Scales that are tried if the best one is chosen, as shares of the one that clips no number."""
 ZERO = 8
 """The 4 bits of code 0."""
 TINY = 1e-30
@@ -36,8 +38,13 @@ def key_and_value_dtype(dtype: CacheDtype) -> tuple[torch.dtype, torch.dtype]:
 
 
 @torch.no_grad()
-def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def quantize(x: Tensor, bits: int, *, searches: bool = False) -> tuple[Tensor, Tensor]:
     """Return codes and scales of states (..., head_dim).
+
+    Args:
+        x: The states.
+        bits: 8 or 4.
+        searches: Choose the scale with the least squared error of several, for each head.
 
     Returns:
         int8 codes (..., head_dim), or uint8 (..., head_dim / 2) with two codes per byte: the low 4 bits belong to the
@@ -45,12 +52,19 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         The codes of a head are the same to the bit, however many heads there are: undo writes slots in other numbers.
     """
     width = x.shape[-1]
-    turned_columns = _turned_columns(x.float().reshape(-1, width).t().contiguous())
-    largest = turned_columns.abs().amax(0)
-    scales = _rounded_up(torch.where(largest < TINY, 0.0, largest / LIMITS[bits]))
-    exact = scales.float()
-    inverses = torch.where(exact > 0, 1 / exact, 0.0).nan_to_num_(0.0, 0.0, 0.0)
-    codes = turned_columns.mul_(inverses).nan_to_num_(0.0, 0.0, 0.0).round_().to(torch.int8)
+    # not `contiguous`: it returns a single head itself, which would then be overwritten
+    columns = _turned_columns(x.float().reshape(-1, width).t().clone(memory_format=torch.contiguous_format))
+    largest = columns.abs().amax(0)
+    codes, scales = _rounded(columns, largest, bits)
+    if searches:
+        error = _squared_error(columns, codes, scales)
+        for share in SHARES[1:]:
+            others, other_scales = _rounded(columns, largest * share, bits)
+            found = _squared_error(columns, others, other_scales)
+            is_better = found < error  # false for NaN
+            error = torch.where(is_better, found, error)
+            codes, scales = torch.where(is_better, others, codes), torch.where(is_better, other_scales, scales)
+    codes = codes.to(torch.int8)
     if bits == 4:
         low, high = (codes + ZERO).view(torch.uint8).chunk(2)
         codes = low | high << 4
@@ -72,6 +86,24 @@ def turned(x: Tensor) -> Tensor:
     width = x.shape[-1]
     matrix = _hadamard(width & -width, x.device)
     return (x.reshape(*x.shape[:-1], width // len(matrix), len(matrix)) @ matrix).reshape(x.shape)
+
+
+def _rounded(columns: Tensor, largest: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return codes (head_dim, heads) in float32 and scales (heads) of turned columns, clipped at about `largest`."""
+    most = LIMITS[bits]
+    scales = _rounded_up(torch.where(largest < TINY, 0.0, largest / most))
+    exact = scales.float()
+    inverses = torch.where(exact > 0, 1 / exact, 0.0).nan_to_num_(0.0, 0.0, 0.0)
+    return (columns * inverses).nan_to_num_(0.0, 0.0, 0.0).round_().clamp_(-most - 1, most), scales
+
+
+def _squared_error(columns: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """Return the squared error of each column; like `_turned_columns`, to the bit the same whatever the others are."""
+    errors = (columns - codes * scales.float()).square_()
+    while len(errors) > 1:
+        half = len(errors) // 2
+        errors = torch.cat([errors[:half] + errors[half : 2 * half], errors[2 * half :]])
+    return errors[0]
 
 
 def _turned_columns(x: Tensor) -> Tensor:

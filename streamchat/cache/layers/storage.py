@@ -12,7 +12,16 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from streamchat.cache.layers.codes import BITS, INT4, CacheDtype, dequantize, key_and_value_dtype, quantize, states_of
+from streamchat.cache.layers.codes import (
+    BITS,
+    INT4,
+    K8V4,
+    CacheDtype,
+    dequantize,
+    key_and_value_dtype,
+    quantize,
+    states_of,
+)
 
 Raw = dict[str, Tensor]
 """Parts of some slots, in the format of the storage."""
@@ -124,11 +133,12 @@ class CodeStorage(TensorStorage):
         like: States (batch, num_kv_heads, any, head_dim); their device is used.
         slots: Number of slots to allocate.
         bits: 8 or 4. 4 needs an even head_dim.
+        searches: Store each head with the best of several scales, see `quantize`.
     """
 
-    def __init__(self, like: Tensor, slots: int, bits: int) -> None:
+    def __init__(self, like: Tensor, slots: int, bits: int, searches: bool = False) -> None:
         batch, heads, _, dim = like.shape
-        self.bits = bits
+        self.bits, self.searches = bits, searches
         width, dtype = (dim, torch.int8) if bits == 8 else (dim // 2, torch.uint8)
         self.codes = torch.zeros(batch, heads, slots, width, dtype=dtype, device=like.device)
         self.scales = torch.zeros(batch, heads, slots, dtype=torch.bfloat16, device=like.device)
@@ -145,7 +155,7 @@ class CodeStorage(TensorStorage):
 
     def encode(self, x: Tensor) -> Raw:
         """Return the codes and scales of states."""
-        codes, scales = quantize(x, self.bits)
+        codes, scales = quantize(x, self.bits, searches=self.searches)
         return {"": codes, "scales": scales}
 
     def decode(self, raw: Mapping[str, Tensor]) -> Tensor:
@@ -262,11 +272,14 @@ def new_storage(keys: Tensor, values: Tensor, slots: int, dtype: CacheDtype) -> 
         dtype: How to store them: a float dtype, `torch.int8` or `torch.int4` for codes, or one of these for each.
     """
 
+    of_keys, of_values = key_and_value_dtype(dtype)
+
     def stored(like: Tensor, dtype: torch.dtype) -> TensorStorage:
-        return NumberStorage(like, slots, dtype) if dtype not in BITS else CodeStorage(like, slots, BITS[dtype])
+        if dtype not in BITS:
+            return NumberStorage(like, slots, dtype)
+        return CodeStorage(like, slots, BITS[dtype], searches=(of_keys, of_values) == K8V4 and dtype == INT4)
 
     with torch.inference_mode(False):  # usable outside inference mode later
-        of_keys, of_values = key_and_value_dtype(dtype)
         return LayerStorage(stored(keys, of_keys), stored(values, of_values))
 
 

@@ -7,7 +7,8 @@
 
 /* Number formats of 16 or 32 bits. */
 enum { BFLOAT16, FLOAT16, FLOAT32 };
-/* Formats of keys and values with scales, see codes.h. K8V4: keys in INT8, values in INT4. */
+/* Formats of keys and values with scales, see codes.h. K8V4: keys in INT8, values in INT4
+ * with the best of several scales. */
 enum { INT8 = FLOAT32 + 1, INT4, K8V4 };
 
 /* Scales of 4 or 8-bit codes: one for each group of 32 columns of a row; a scale and a minimum; 6-bit scales and
