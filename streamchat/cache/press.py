@@ -18,6 +18,7 @@ from streamchat.cache.context import context_length
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.layers.codes import CacheDtype
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.probe import rope_kinds, rotary_modules
 from streamchat.cache.positions.strategy import choose_fit, make_cache
@@ -74,7 +75,7 @@ class StreamingPress:
         compression_ratio: float | None = None,
         options: EvictionOptions | None = None,
         fit: PositionFit | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: CacheDtype | None = None,
     ) -> None:
         self.model = model
         self.causal_lm = causal_lm(model)

@@ -111,14 +111,14 @@ def errors_over(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["fp32", "bf16", "int8"])
 def test_key_errors_do_not_grow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     rebases = 0
-    original = StreamingLayer.rebase
+    original = StreamingLayer.move_window
 
     def counting(layer: StreamingLayer, to: int) -> None:
         nonlocal rebases
         rebases += 1
         original(layer, to)
 
-    monkeypatch.setattr(StreamingLayer, "rebase", counting)
+    monkeypatch.setattr(StreamingLayer, "move_window", counting)
     tenths, cache = errors_over(dtype)
     assert cache.ledger.next_index >= TOKENS
     assert cache.compression_count > 2_000

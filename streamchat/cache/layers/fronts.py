@@ -98,10 +98,10 @@ def _alike(layers: Sequence[StreamingLayer], part: int, count: int) -> Iterator[
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, layer in enumerate(layers):
         stored = _storage(layer, part)
-        main = stored.parts[""]
-        batch, heads, _, width = main.shape
-        key = (_rotation(layer, part), stored.dtype, main.device, batch, heads, width)
+        slot = stored.parts[""][:, :, 0]
+        key = (_rotation(layer, part), stored.dtype, slot.device, slot.shape)
         groups.setdefault(key, []).append(i)
-    for (*_, batch, heads, width), places in groups.items():
-        most = max(1, AT_ONCE // (batch * heads * width * max(1, count)))
+    for places in groups.values():
+        size = _storage(layers[places[0]], part).parts[""][:, :, 0].numel()
+        most = max(1, AT_ONCE // (size * max(1, count)))
         yield from (places[at : at + most] for at in range(0, len(places), most))
