@@ -58,7 +58,8 @@ class StreamingPress:
         compression_ratio: Instead of `cache_size`: max(num_sink_tokens + 10, int(context * (1 - ratio))).
         options: How to evict; by default token by token, as in the paper.
         fit: Result of `choose_fit(model)`, to measure only once for several presses.
-        dtype: Dtype of the cached keys and values, or `torch.int8` for 8-bit codes, or a pair; None for that of the model.
+        dtype: Dtype of the cached keys and values, or `torch.int8` for 8-bit codes, or a pair for keys and values; None
+            for that of the model.
 
     Raises:
         UnsupportedModelError: A streaming cache would give wrong output with this model, or its wrapper adds to the
