@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamchat.cache.layers.codes import QUANTIZED as KV_DTYPES
+from streamchat.cache.layers.codes import CacheDtype
 from streamchat.cache.layers.storage import new_storage
 from streamchat.decode.fused.sizes import Sizes
 from streamchat.decode.fused.step import sizes_for
 from streamchat.decode.spec import BY_HEAD, AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec, separate
 from streamchat.decode.static import Inputs
 from streamchat.kernels.operations import GROUP, TILE
-from streamchat.models.kv_choice import DTYPES as KV_DTYPES
 from streamchat.quantization.layouts import LAYOUTS, LayoutName
 from streamchat.quantization.linear import QuantizedLinear
 from streamchat.quantization.weights import QuantizedWeight
@@ -162,7 +163,7 @@ def spec_of(shape: Shape, dtype: torch.dtype, weights: str, device: torch.device
     return ModelSpec(embedding, (rotary,), blocks, norm(), linear(hidden, shape.vocabulary, is_head=True), dtype)
 
 
-def launches(spec: ModelSpec, sizes: Sizes, kv_dtype: torch.dtype | None = None) -> Iterator[tuple[Any, str]]:
+def launches(spec: ModelSpec, sizes: Sizes, kv_dtype: CacheDtype | None = None) -> Iterator[tuple[Any, str]]:
     """Yield the launches of a model of one layer, with all arguments, and a name for each.
 
     Args:

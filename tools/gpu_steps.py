@@ -26,13 +26,13 @@ import torch
 from streamchat.benchmarks.figures import failure_text
 from streamchat.benchmarks.gpu.worker import BROKEN, is_device_error
 from streamchat.cache.dtype import cache_dtype, set_cache_dtype
+from streamchat.cache.layers.codes import QUANTIZED as KV_DTYPES
 from streamchat.cache.logits import logit_distance
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.streaming import StreamingCache
 from streamchat.decode.install import install, uninstall
 from streamchat.decode.report import step_report
 from streamchat.decode.steps import MEANINGS
-from streamchat.models.kv_choice import DTYPES as KV_DTYPES
 from tests.support.decode_models import KNOWN, make, stream
 from tests.support.families import build, text
 from tests.support.gpus import stand_in

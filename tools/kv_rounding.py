@@ -122,6 +122,9 @@ WAYS: dict[str, tuple[Round, Round]] = {
     "int4, groups of 32, minimum": (with_minimum(4, 32),) * 2,
     "int4, keys by channel of 32 tokens": (by_channel(4, 32), turned(least_squares(4))),
     "int4, head, turned, normal table": (turned(normal_table),) * 2,
+    "k8v4, head, turned": (turned(symmetric(8)), turned(symmetric(4))),
+    "k8v4, head, turned, least squares": (turned(symmetric(8)), turned(least_squares(4))),
+    "k8v4, head, turned, minimum": (turned(symmetric(8)), turned(with_minimum(4))),
     "int4 keys as above, values in float32": (turned(least_squares(4)), same),
     "int4 values as above, keys in float32": (same, turned(least_squares(4))),
 }

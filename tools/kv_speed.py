@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.codes import QUANTIZED, CacheDtype
 from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
 from streamchat.decode.install import is_compiled
 from streamchat.kernels.library import why_unavailable
 from streamchat.models.load import load_model
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8, "int4": INT4}
+DTYPES: dict[str, CacheDtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32, **QUANTIZED}
 
 
-def decoder(model: Any, dtype: torch.dtype, cached: int, steps: int) -> Callable[[], float]:
+def decoder(model: Any, dtype: CacheDtype, cached: int, steps: int) -> Callable[[], float]:
     """Return a function that decodes a token after `cached` others and returns the seconds of processor time."""
     count = len(DynamicCache(config=model.config).layers)
     layers = [StreamingLayer(cached + steps + 1, LayerRotation(), dtype) for _ in range(count)]
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--weights", default="auto")
     parser.add_argument("--cached", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["bfloat16", "int8", "int4"])
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["bfloat16", *QUANTIZED])
     args = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load_model(args.model, device="cpu", weights=args.weights)

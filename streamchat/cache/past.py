@@ -22,7 +22,6 @@ from streamchat.cache.form import Form
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.slots import (
     SlotState,
-    originals_count,
     originals_of,
     read_originals,
     read_slots,
@@ -137,13 +136,13 @@ def _window_of(tokens: EvictedTokens) -> _Source:
 
 def _cached_originals(cache: StreamingCache) -> _Source:
     layers = cache.streaming_layers
-    count = originals_count(layers[0])
+    count = layers[0].num_originals
     return _Source(tuple(_split(cache.ledger.runs, count)[0]), lambda layer: read_originals(layers[layer], 0, count))
 
 
 def _cached_window(cache: StreamingCache) -> _Source:
     layers = cache.streaming_layers
-    count = originals_count(layers[0])
+    count = layers[0].num_originals
     return _Source(
         tuple(_split(cache.ledger.runs, count)[1]),
         lambda layer: read_slots(layers[layer], count, layers[layer].length),

@@ -18,6 +18,7 @@ from streamchat.cache.context import context_length
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.layers.codes import CacheDtype
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.probe import rope_kinds, rotary_modules
 from streamchat.cache.positions.strategy import choose_fit, make_cache
@@ -57,7 +58,8 @@ class StreamingPress:
         compression_ratio: Instead of `cache_size`: max(num_sink_tokens + 10, int(context * (1 - ratio))).
         options: How to evict; by default token by token, as in the paper.
         fit: Result of `choose_fit(model)`, to measure only once for several presses.
-        dtype: Dtype of the cached keys and values, or `torch.int8` for 8-bit codes; None for that of the model.
+        dtype: Dtype of the cached keys and values, or `torch.int8` for 8-bit codes, or a pair for keys and values; None
+            for that of the model.
 
     Raises:
         UnsupportedModelError: A streaming cache would give wrong output with this model, or its wrapper adds to the
@@ -74,7 +76,7 @@ class StreamingPress:
         compression_ratio: float | None = None,
         options: EvictionOptions | None = None,
         fit: PositionFit | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: CacheDtype | None = None,
     ) -> None:
         self.model = model
         self.causal_lm = causal_lm(model)

@@ -20,6 +20,8 @@ from streamchat.cache.eviction.policy import CacheView, Cut, Retention, Run, mer
 from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.form import new_form
 from streamchat.cache.history import CacheHistory
+from streamchat.cache.layers.codes import CacheDtype
+from streamchat.cache.layers.fronts import evict_slots, rebase
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.select import is_mixed, streaming_layer
 from streamchat.cache.positions.fit import PositionFit
@@ -44,8 +46,8 @@ class StreamingCache(DynamicCache):
         cache_size: The budget in tokens: sinks + pinned + window. No layer ever exceeds it.
         num_sink_tokens: Number of tokens at the start of the stream that are never evicted.
         options: How to evict.
-        dtype: The dtype of the cached keys and values, or `torch.int8` or `torch.int4` for codes with scales; None for
-            that of the model.
+        dtype: The dtype of the cached keys and values, or `torch.int8` or `torch.int4` for codes with scales; a pair
+            for keys and values; None for that of the model.
 
     Raises:
         ConfigError: The sizes are impossible.
@@ -60,7 +62,7 @@ class StreamingCache(DynamicCache):
         cache_size: int,
         num_sink_tokens: int = 4,
         options: EvictionOptions | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: CacheDtype | None = None,
     ) -> None:
         if not 0 <= num_sink_tokens < cache_size:
             raise ConfigError(
@@ -387,8 +389,7 @@ class StreamingCache(DynamicCache):
         return dropped
 
     def _evict_from_layers(self, prefix: int, count: int) -> None:
-        for layer in self.streaming_layers:
-            layer.evict(prefix, count)
+        evict_slots(self.streaming_layers, prefix, count)
 
     def note_input_ids(self, ids: Tensor | None) -> None:
         """Note the (batch, n) ids that the next forward feeds; None for embeddings. Called by the hook."""
@@ -417,8 +418,7 @@ class StreamingCache(DynamicCache):
         with torch.inference_mode(False), torch.no_grad():
             if self.history is not None:
                 self.history.before_rebase()
-            for layer in self.streaming_layers:
-                layer.rebase(to)
+            rebase(self.streaming_layers, to)
         self.form = self.form.rebased()
 
     def _evict(self, cuts: list[Cut], trigger: Trigger) -> None:

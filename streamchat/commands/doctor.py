@@ -311,7 +311,7 @@ def _chat(configuration: Configuration) -> Rows:
             rows["cached keys"] = f"int8 if it is as good and as fast here, else {rows['cached keys']}"
     elif settings.kv_dtype == "auto" and settings.dtype != "float32" and step.name == FUSED:
         rows["cached keys"] = f"int8 if it is as good and as fast here, else {dtype}"
-    if settings.kv_dtype in ("int8", "int4"):
+    if settings.kv_dtype not in ("auto", "native"):
         rows["cached keys"] = settings.kv_dtype
     if settings.adapter:
         from streamchat.models.adapters import find_adapters

@@ -17,7 +17,7 @@ from streamchat.config.template_args import NONE
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["auto", "native", "int8", "int4"]
 Kernels = Literal["auto", "torch"]
-KvDtype = Literal["auto", "native", "int8", "int4"]
+KvDtype = Literal["auto", "native", "int8", "k8v4", "int4"]
 Decode = Literal["auto", "fused", "graph", "plain"]
 Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
@@ -177,8 +177,8 @@ class Settings:
     )
     kv_dtype: KvDtype = _CACHE.harmless(
         "auto",
-        "How cached keys and values are stored: native (as dtype says), int8, or int4; auto chooses int8 if, measured "
-        "here, it costs at most 0.1 % of perplexity and is not slower",
+        "How cached keys and values are stored: native (as dtype says), int8, k8v4 (keys in int8, values in int4), or "
+        "int4; auto chooses int8 if, measured here, it costs at most 0.1 % of perplexity and is not slower",
         choices=get_args(KvDtype),
     )
     compression_ratio: float = _CACHE.harmless(

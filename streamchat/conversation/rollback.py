@@ -16,7 +16,6 @@ from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run, runs_without
 from streamchat.cache.form import Form
 from streamchat.cache.history import SMALLEST_LIMIT, CacheHistory
-from streamchat.cache.layers.slots import originals_count
 from streamchat.cache.past import PastState, rebuild
 from streamchat.cache.recompute import RecomputingCache
 from streamchat.cache.streaming import StreamingCache
@@ -124,7 +123,7 @@ class Rollback:
         cache, base, originals = self._cache, 0, 0
         if cache.streaming_layers:
             first = cache.streaming_layers[0]  # positions and originals are the same in all layers
-            base, originals = first.base, originals_count(first)
+            base, originals = first.base, first.num_originals
         contents = (base, originals, cache.form.generation, cache.form.epoch)
         runs, starts = tuple(cache.ledger.runs), tuple(cache.turn_starts)
         return CacheMark(runs, cache.pins, starts, cache.compression_count, *contents)

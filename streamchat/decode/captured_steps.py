@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from streamchat.cache.layers.codes import CacheDtype
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.token_ids import input_device
 from streamchat.decode.cuda_graph import CapturedStep, Record, Run
@@ -46,7 +47,7 @@ class CapturedSteps:
             return next(step for step in self._for_prompts if count <= step.length)
         return next((step for step in self._for_one if not step.failed), self._for_one[-1])
 
-    def compile_for(self, dtype: torch.dtype) -> str:
+    def compile_for(self, dtype: CacheDtype) -> str:
         """Compile the fused kernels for caches in `dtype`; return why they do not decode, '' if they do.
 
         They are given up after an error.

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from streamchat.cache.arguments import CACHE_NAMES, given_cache
 from streamchat.cache.attention_backends import without_plans
+from streamchat.cache.layers.codes import QUANTIZED, CacheDtype
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
@@ -103,7 +104,7 @@ def install_captured(model: Any, record: Record, decode: Decode = "auto") -> boo
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
         count = kwargs["input_ids"].shape[1]
         wants_more = count > 1 and kwargs.get("logits_to_keep") != 1  # a prompt step gives those of the last token
-        other = cache.dtype is not None and cache.dtype.is_floating_point and cache.dtype != model.dtype
+        other = cache.dtype not in (None, model.dtype, *QUANTIZED.values())
         if wants_more or other:  # a captured step reads and writes the model's dtype, or codes
             return plain(**kwargs)
         layers: Any = cache.layers
@@ -142,7 +143,7 @@ def uses_fused_kernels(model: Any) -> bool:
     return isinstance(step, CapturedSteps) and step.is_fused
 
 
-def no_fused_kernels_for(model: Any, dtype: torch.dtype) -> str:
+def no_fused_kernels_for(model: Any, dtype: CacheDtype) -> str:
     """Compile the fused kernels of `model` for caches in `dtype`; return why they cannot decode, '' if they can.
 
     After an error, the fused kernels are given up, and it is logged.

@@ -12,12 +12,13 @@ from torch.nn import functional
 
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.codes import INT4 as INT4_DTYPE
+from streamchat.cache.layers.codes import K8V4 as K8V4_DTYPE
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.storage import CodeStorage
 from streamchat.decode.native_program import FUNCTIONS, Program, Workspace
 from streamchat.decode.spec import BlockSpec, ExpertsSpec, MlpSpec, ModelSpec
 from streamchat.kernels.library import Kernels
-from streamchat.kernels.operations import INT4, INT8, MAX_HEAD_DIM, TILE, Attention
+from streamchat.kernels.operations import INT4, INT8, K8V4, MAX_HEAD_DIM, TILE, Attention
 from streamchat.quantization.linear import QuantizedLinear, is_linear
 from streamchat.quantization.unpack import FORMATS
 
@@ -26,7 +27,7 @@ QUANTIZED_TOKENS = 256
 kernels prefill the default model at least as fast as transformers' forward pass does with native weights."""
 NATIVE_TOKENS = 8
 """Maximum tokens per call with native weights."""
-CACHE_FORMATS = {**FORMATS, torch.int8: INT8, INT4_DTYPE: INT4}
+CACHE_FORMATS: dict[Any, int] = {**FORMATS, torch.int8: INT8, INT4_DTYPE: INT4, K8V4_DTYPE: K8V4}
 """Dtypes of a cache -> formats of the kernels."""
 MAX_PROGRAMS = 64
 """Maximum programs to keep: one takes about 0.2 MB, and a few milliseconds to build."""

@@ -42,11 +42,11 @@ def main(path: str, number: int) -> None:
     declare(kernels)
     _check_products(kernels)
     _check_rows(kernels)
-    check_attention(kernels)
     _check_inputs(kernels)
     _check_activations(kernels)
     check_experts(kernels)
     _check_many_tasks(kernels)
+    check_attention(kernels)
     print(*_respond(kernels, *challenge(number)))
 
 

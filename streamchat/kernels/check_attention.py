@@ -12,7 +12,7 @@ import numpy as np
 from streamchat.kernels.check_codes import CachedPair, random_pair
 from streamchat.kernels.check_matrices import noise, stored, values
 from streamchat.kernels.check_operations import Array, address, compare, identity, normed, run, zeros
-from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, Attention, Norm, attend
+from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, K8V4, Attention, Norm, attend
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ _HEADS = (
     _Heads(kind=INT8, dim=48, rotary_dim=32, queries=2, window=70, softcap=2.0, clip=1.0, value_size=1e-6),
     _Heads(kind=INT4, dim=128, rotary_dim=128, queries=4),
     _Heads(kind=INT4, dim=80, rotary_dim=16, queries=19, repeats=1),
+    _Heads(kind=K8V4),
+    _Heads(kind=K8V4, dim=48, rotary_dim=32, queries=2, window=70, softcap=2.0),
 )
 
 
@@ -85,7 +87,7 @@ def check_attention(kernels: Any) -> None:
             *strides,
             token_stride=rows[0].size,
             norm_stride=0 if case.norms == "shared" else dim,
-            head_stride_bytes=buffers[0, 0].nbytes,
+            head_stride_bytes=buffers[0][0].nbytes,
             scale_stride=slots,
             cached=cached,
             tokens=tokens,

@@ -7,31 +7,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamchat.kernels.check_matrices import Array, noise, stored, values
-from streamchat.kernels.operations import INT4, INT8
+from streamchat.kernels.operations import INT4, INT8, K8V4
 
 
 @dataclass(frozen=True)
 class CachedPair:
-    """Keys and values in a format of the kernels; the first dimension is that of the two."""
+    """Keys and values in a format of the kernels."""
 
-    data: Array
-    """(2, heads, slots, ...): numbers, or codes."""
+    data: tuple[Array, Array]
+    """(heads, slots, ...) each: numbers, or codes."""
     scales: Array | None
     """(2, heads, slots): bfloat16 bits of the scales."""
 
     def numbers(self) -> Array:
         """Return what they represent, (2, heads, slots, dim)."""
         if self.scales is None:
-            return values(self.data)
-        codes = self.data
-        if codes.dtype == np.uint8:
-            codes = np.concatenate([codes & 15, codes >> 4], -1).astype(np.int8) - 8
-        return turned(codes * values(self.scales)[..., None])
+            return values(np.stack(self.data))
+        codes = [
+            np.concatenate([each & 15, each >> 4], -1).astype(np.int8) - 8 if each.dtype == np.uint8 else each
+            for each in self.data
+        ]
+        return turned(np.stack(codes) * values(self.scales)[..., None])
 
     def step(self) -> Array:
         """Return the largest accepted error of a head, (2, heads, slots, 1): 0.4 codes per dimension; 0.29 is usual."""
         assert self.scales is not None
-        dim = self.data.shape[-1] * (2 if self.data.dtype == np.uint8 else 1)
+        dim = self.data[0].shape[-1] * (2 if self.data[0].dtype == np.uint8 else 1)
         size: Array = values(self.scales)[..., None] * 0.4 * np.sqrt(dim)
         return size
 
@@ -40,15 +41,23 @@ def random_pair(kind: int, heads: int, slots: int, dim: int, value_size: float) 
     """Return random keys and values in the format `kind`."""
     numbers = noise(2, heads, slots, dim)
     numbers[1] *= value_size
-    if kind not in (INT8, INT4):
-        return CachedPair(stored(numbers, kind), None)
-    numbers, limit = turned(numbers), 127 if kind == INT8 else 7
-    scales = _rounded_up(np.abs(numbers).max(-1) / limit)
+    if kind not in (INT8, INT4, K8V4):
+        both = stored(numbers, kind)
+        return CachedPair((both[0], both[1]), None)
+    of_keys, of_values = (INT8, INT4) if kind == K8V4 else (kind, kind)
+    (keys, key_scales), (rows, value_scales) = _codes(numbers[0], of_keys), _codes(numbers[1], of_values)
+    return CachedPair((keys, rows), np.stack([key_scales, value_scales]))
+
+
+def _codes(numbers: Array, kind: int) -> tuple[Array, Array]:
+    """Return codes and scales of heads in the format INT8 or INT4."""
+    numbers = turned(numbers)
+    scales = _rounded_up(np.abs(numbers).max(-1) / (127 if kind == INT8 else 7))
     codes = np.round(numbers / values(scales)[..., None]).astype(np.int8)
     if kind == INT4:
         low, high = np.split((codes + 8).astype(np.uint8), 2, -1)
         codes = low | high << 4
-    return CachedPair(np.ascontiguousarray(codes), scales)
+    return np.ascontiguousarray(codes), scales
 
 
 def turned(x: Array) -> Array:

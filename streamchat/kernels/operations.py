@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 PRODUCT, ATTEND, STORE, ROUTE, EXPERTS_UP, EXPERTS_DOWN = range(6)
 NO_FUNCTION, SILU, GELU, GELU_TANH, RELU, RELU2, SOFTCAP = range(7)
-BFLOAT16, FLOAT16, FLOAT32, INT8, INT4 = range(5)
+BFLOAT16, FLOAT16, FLOAT32, INT8, INT4, K8V4 = range(6)
 MAX_HEAD_DIM = 256
 QUERIES_AT_ONCE = 64
 """Maximum queries of one attention task for several tokens."""

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from streamchat.base import paths
 from streamchat.base.atomic_files import read_json, save_result
 from streamchat.base.errors import describe_unexpected
-from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.codes import QUANTIZED, CacheDtype
 from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
 from streamchat.cache.token_ids import as_input
 from streamchat.config.settings import KvDtype
@@ -29,7 +29,6 @@ from streamchat.quantization.quality import AUTO_LIMIT, TEXT, TOKENS, divergence
 
 _log = logging.getLogger(__name__)
 
-DTYPES = {"int8": torch.int8, "int4": INT4}
 LIMIT = math.log(1.001)
 """Largest KL divergence, in nats per token, that `auto` accepts for int8: 0.1 % of perplexity if the model's own
 predictions are the truth."""
@@ -59,9 +58,10 @@ def choose_kv_dtype(
     reads_codes = is_compiled(model) or uses_fused_kernels(model)
     if asked == "native" or (asked == "auto" and not reads_codes):
         return native, ()
-    if asked == "int4" and any(width % 2 for width in _head_dims(model)):
-        return native, (f"kv_dtype = 'int4' cannot be used: {name} has heads of an odd size; {native} is used",)
-    obstacle = "" if is_compiled(model) else no_fused_kernels_for(model, DTYPES[asked if asked != "auto" else "int8"])
+    if asked in ("int4", "k8v4") and any(width % 2 for width in _head_dims(model)):
+        return native, (f"kv_dtype = {asked!r} cannot be used: {name} has heads of an odd size; {native} is used",)
+    wanted = QUANTIZED["int8" if asked == "auto" else asked]
+    obstacle = "" if is_compiled(model) else no_fused_kernels_for(model, wanted)
     if asked == "auto" and obstacle:
         return native, ()
     if obstacle:
@@ -72,7 +72,7 @@ def choose_kv_dtype(
     if asked == "auto":
         return ("int8" if _suits(model, tokenizer, native, weights) else native), ()
     file = _verdict_file(model, asked, native, weights)
-    loss = _remembered(file, "divergence", lambda: kv_divergence(model, tokenizer, DTYPES[asked]))
+    loss = _remembered(file, "divergence", lambda: kv_divergence(model, tokenizer, QUANTIZED[asked]))
     return asked, _notes(asked, loss, name)
 
 
@@ -116,7 +116,7 @@ def _remembered(file: Path, name: str, measure: Callable[[], float]) -> float:
 
 
 @torch.inference_mode()
-def kv_divergence(model: Any, tokenizer: Any, dtype: torch.dtype) -> float:
+def kv_divergence(model: Any, tokenizer: Any, dtype: CacheDtype) -> float:
     """Return the mean KL divergence of predictions with keys and values in `dtype` from those in float32.
 
     In nats per token. Both read a text in pieces, whose logits take little memory. Without compiled kernels, it is the
@@ -156,7 +156,7 @@ def _relative_speed(model: Any, native: torch.dtype) -> float:
     return min(times[0]) / min(times[1])
 
 
-def _timed_step(model: Any, dtype: torch.dtype) -> Callable[[], float]:
+def _timed_step(model: Any, dtype: CacheDtype) -> Callable[[], float]:
     """Return a function that decodes a token after `SLOTS` others and returns the seconds of processor time."""
     layers, step = _layers(model, dtype, SLOTS + STEPS), model.forward.step
     ids, position = torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), SLOTS)
@@ -172,7 +172,7 @@ def _timed_step(model: Any, dtype: torch.dtype) -> Callable[[], float]:
     return run
 
 
-def _layers(model: Any, dtype: torch.dtype, size: int) -> Sequence[StreamingLayer]:
+def _layers(model: Any, dtype: CacheDtype, size: int) -> Sequence[StreamingLayer]:
     count = len(DynamicCache(config=model.config).layers)
     return [StreamingLayer(size, LayerRotation(), dtype) for _ in range(count)]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from streamchat.cache.arguments import cache_keyword
+from streamchat.cache.layers.codes import CacheDtype
 from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
 from streamchat.quantization.quality import divergence_from
 
@@ -21,7 +22,7 @@ REPLAYS = 20
 
 
 @torch.inference_mode()
-def divergence_on_gpu(model: Any, ids: Tensor, dtype: torch.dtype) -> float:
+def divergence_on_gpu(model: Any, ids: Tensor, dtype: CacheDtype) -> float:
     """Return the mean KL divergence of predictions with keys and values in `dtype` from those in the model's dtype.
 
     In nats per token, of transformers' forward pass for (1, n) `ids`. Two ways to compute the same predictions in 16
@@ -35,7 +36,7 @@ def divergence_on_gpu(model: Any, ids: Tensor, dtype: torch.dtype) -> float:
     return max(0.0, divergence_from(native, other) - divergence_from(native, again))
 
 
-def _log_probabilities(model: Any, ids: Tensor, dtype: torch.dtype, size: int) -> Tensor:
+def _log_probabilities(model: Any, ids: Tensor, dtype: CacheDtype, size: int) -> Tensor:
     """Return log probabilities (n, vocabulary) of all predictions, float32, in main memory."""
     cache, found = cache_in(model, dtype, ids.shape[1]), []
     for piece in torch.split(ids, size, dim=1):
@@ -44,7 +45,7 @@ def _log_probabilities(model: Any, ids: Tensor, dtype: torch.dtype, size: int) -
     return torch.cat(found)
 
 
-def cache_in(model: Any, dtype: torch.dtype, size: int) -> Any:
+def cache_in(model: Any, dtype: CacheDtype, size: int) -> Any:
     """Return a cache of `size` tokens in `dtype`, which only transformers' forward pass uses."""
     cache: Any = DynamicCache(config=model.config)
     cache.layers = [StreamingLayer(size, LayerRotation(), dtype) for _ in cache.layers]

@@ -81,7 +81,7 @@ def load_model(
         weights: `auto`, `native`, `int8` or `int4`, see `use_weights`.
         kernels: `auto`: compiled kernels on a CPU if there is a compiler; `torch`: PyTorch's kernels.
         decode: `auto`, `fused`, `graph` or `plain`: the step for new tokens, see `install`.
-        kv_dtype: `auto`, `native`, `int8` or `int4`: how keys and values are cached, see `choose_kv_dtype`.
+        kv_dtype: `auto`, `native`, `int8`, `k8v4`, or `int4`: how keys and values are cached, see `choose_kv_dtype`.
         adapter: Folders of LoRA adapters to merge into the weights, as in the setting; '' for none.
         progress: Called with the stage; may raise to cancel.
 
@@ -146,9 +146,7 @@ def _load_planned(
     import_libraries(str(plan.contents.config.get("model_type")))
     trace.mark(trace.TRANSFORMERS)
     with quiet():
-        import torch
-
-        from streamchat.cache.dtype import set_cache_dtype
+        from streamchat.cache.dtype import dtype_named, set_cache_dtype
         from streamchat.decode.install import is_compiled
         from streamchat.decode.report import step_report
         from streamchat.kernels.library import load_kernels, why_unavailable
@@ -203,7 +201,7 @@ def _load_planned(
     trace.mark(trace.CHECKS)
     cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
     cache_dtype, kv_notes = choose_kv_dtype(model, tokenizer, kv_dtype, cache_dtype, weights=used, name=done.name)
-    set_cache_dtype(model, getattr(torch, cache_dtype))
+    set_cache_dtype(model, dtype_named(cache_dtype))
     step = step_report(model, decode, why_unavailable(kernels) if done.device == "cpu" and compiled is None else "")
     step_notes = step_notes or tuple(filter(None, [step.note(decode)]))
     progress(f"Loading {done.name}", 0, 0, "")

@@ -13,7 +13,7 @@ from streamchat.base.formatting import plural
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.dtype import cache_dtype
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.codes import INT4, key_and_value_dtype
 from streamchat.cache.layers.kinds import kind_of
 from streamchat.cache.logits import logit_distance
 from streamchat.cache.positions.fit import PositionFit
@@ -28,7 +28,8 @@ from streamchat.verify.reference import RerotatingReference, prefill_logits
 # 0.005 to 0.024 (at most the rounding error of the reference in that dtype); unmoved sinks give 0.06 to 0.5.
 LOGIT_TOLERANCE = {torch.float32: 1e-4}
 LOGIT_TOLERANCE_16_BIT = 5e-2
-# In 4 bits, rounding changes logits as much as unmoved sinks do: the check then only finds noise.
+# In 4 bits, rounding changes logits as much as unmoved sinks do: the check then only finds noise. Keys in 8 bits and
+# values in 4 give up to 0.12.
 LOGIT_TOLERANCE_INT4 = 0.7
 # Additional slots of a layer's buffers, in which the window advances: a quarter of the budget, but at least this.
 SLACK_TOKENS = 16
@@ -150,9 +151,10 @@ def _rebuilds(
 
 def _tolerance(model: Any) -> float:
     """Return the allowed difference of logits, by the less precise of the model and its cache."""
-    if cache_dtype(model) == INT4:
+    dtypes = (model.dtype, *key_and_value_dtype(cache_dtype(model)))
+    if INT4 in dtypes:
         return LOGIT_TOLERANCE_INT4
-    return max(LOGIT_TOLERANCE.get(dtype, LOGIT_TOLERANCE_16_BIT) for dtype in (model.dtype, cache_dtype(model)))
+    return max(LOGIT_TOLERANCE.get(dtype, LOGIT_TOLERANCE_16_BIT) for dtype in dtypes)
 
 
 def check_generate(model: Any, manual: ModeRun, generate: ModeRun) -> Check:

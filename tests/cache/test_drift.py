@@ -5,6 +5,7 @@ Every key is compared with its original, as the model's own projection gave it, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.eviction.policy import CacheView, Cut, EvictionPolicy, cuts_of
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.layers import fronts
 from streamchat.cache.layers.codes import INT4
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.positions.strategy import choose_fit, make_cache
@@ -109,14 +111,14 @@ def errors_over(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["fp32", "bf16", "int8"])
 def test_key_errors_do_not_grow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     rebases = 0
-    original = StreamingLayer.rebase
+    original = StreamingLayer.move_window
 
     def counting(layer: StreamingLayer, to: int) -> None:
         nonlocal rebases
         rebases += 1
         original(layer, to)
 
-    monkeypatch.setattr(StreamingLayer, "rebase", counting)
+    monkeypatch.setattr(StreamingLayer, "move_window", counting)
     tenths, cache = errors_over(dtype)
     assert cache.ledger.next_index >= TOKENS
     assert cache.compression_count > 2_000
@@ -155,13 +157,14 @@ def test_key_errors_do_not_grow_when_other_tokens_than_the_oldest_are_evicted() 
 
 def test_rotating_step_by_step_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: originals that are taken anew from the cache at each eviction, in 16 bits."""
-    original = StreamingLayer._save_originals
+    original = fronts.save_originals
 
-    def forgetful(layer: StreamingLayer, prefix: int) -> None:
-        layer._originals = None
-        original(layer, prefix)
+    def forgetful(layers: Sequence[StreamingLayer], prefix: int) -> None:
+        for layer in layers:
+            layer._originals = None
+        original(layers, prefix)
 
-    monkeypatch.setattr(StreamingLayer, "_save_originals", forgetful)
+    monkeypatch.setattr(fronts, "save_originals", forgetful)
     tenths, _ = errors_over(torch.bfloat16, tokens=20_000)
     assert tenths[-1] > 3 * ROUNDING[torch.bfloat16]
     assert tenths[-1] > 1.25 * tenths[0]

@@ -15,7 +15,7 @@ from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.policy import Cut, Run
 from streamchat.cache.history import CacheHistory, evicted_by
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.codes import K8V4, CacheDtype
 from streamchat.cache.layers.inserts import Originals, unrotated
 from streamchat.cache.layers.slots import CopiedStates, copied, read_slots, states_in
 from streamchat.cache.layers.storage import new_storage
@@ -41,7 +41,7 @@ def families() -> list[Any]:
     ]
 
 
-def cache_of(it: Subject, dtype: torch.dtype | None = None) -> StreamingCache:
+def cache_of(it: Subject, dtype: CacheDtype | None = None) -> StreamingCache:
     cache = make_cache(it.model, it.fit, cache_size=BUDGET, num_sink_tokens=SINKS, dtype=dtype)
     cache.history = CacheHistory(cache)
     return cache
@@ -94,14 +94,14 @@ def states(cache: StreamingCache, first: int, stop: int) -> list[Originals]:
     return unrotated(layers, raw, CopiedStates(), layers[0].base + slot)
 
 
-CODES = [(torch.int8, 0.02), (INT4, 0.25)]
+CODES: list[tuple[CacheDtype, float]] = [(torch.int8, 0.02), (K8V4, 0.25)]
 
 
-@pytest.mark.parametrize(("dtype", "error"), CODES, ids=["int8", "int4"])
+@pytest.mark.parametrize(("dtype", "error"), CODES, ids=["int8", "k8v4"])
 @pytest.mark.parametrize("kind", ["native", "int8"])
 @pytest.mark.parametrize(("name", "attention"), [param for param in families() if param.values[1] != "eager"])
 def test_codes_are_paged_in_as_what_they_stand_for(
-    name: str, attention: str, kind: Any, dtype: torch.dtype, error: float
+    name: str, attention: str, kind: Any, dtype: CacheDtype, error: float
 ) -> None:
     it = subject(name, attention)
     cache, other = cache_of(it, dtype), cache_of(it, dtype)
@@ -160,9 +160,9 @@ def test_later_evictions_equal_a_reference_that_keeps_the_keys_unrotated(name: s
         step(3)
 
 
-@pytest.mark.parametrize("dtype", [None, torch.int8, INT4], ids=["native", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [None, torch.int8, K8V4], ids=["native", "int8", "k8v4"])
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "deepseek_v3", "bloom"])
-def test_paging_in_is_undone_to_the_bit(name: str, dtype: torch.dtype | None) -> None:
+def test_paging_in_is_undone_to_the_bit(name: str, dtype: CacheDtype | None) -> None:
     it = subject(name, "sdpa" if FAMILIES[name].sdpa else "eager")
     cache = cache_of(it, dtype)
     assert cache.history is not None

@@ -7,7 +7,6 @@ import pytest
 import streamchat.cache.history as histories
 from streamchat.cache import checkpoint
 from streamchat.cache.evicted import EvictedTokens
-from streamchat.cache.layers.slots import originals_count
 from streamchat.cache.past import PastState, rebuild
 from tests.support.cache_streams import CUT, DTYPES, Stream
 from tests.support.families import FAMILIES
@@ -29,7 +28,7 @@ class Archived(Stream):
                 tuple(cache.ledger.runs),
                 cache.ledger.next_index,
                 first.base,
-                originals_count(first),
+                first.num_originals,
                 cache.form,
                 cache.pins,
                 tuple(cache.turn_starts),

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from streamchat.cache.layers.codes import QUANTIZED as KV_DTYPES
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.fused.step import sizes_for
 from streamchat.decode.spec import ModelSpec, NormSpec
 from streamchat.decode.static import Inputs
-from streamchat.models.kv_choice import DTYPES as KV_DTYPES
 from streamchat.quantization.layouts import LAYOUTS, LayoutName
 from streamchat.quantization.linear import QuantizedLinear
 from streamchat.quantization.weights import QuantizedWeight

@@ -11,14 +11,14 @@ from streamchat.base import events as ev
 from streamchat.base.requests import Quote, Undo
 from streamchat.cache import checkpoint
 from streamchat.cache.dtype import set_cache_dtype
-from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.codes import K8V4, CacheDtype
 from streamchat.models.load import LoadedModel
 from streamchat.store.store import Store
 from tests.support.real_engine import Watched, running, tiny_loaded
 
 pytestmark = pytest.mark.smoke
 TURNS = 9
-DTYPES = {"float32": torch.float32, "int8": torch.int8, "int4": INT4}
+DTYPES: dict[str, CacheDtype] = {"float32": torch.float32, "int8": torch.int8, "k8v4": K8V4}
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def same(one: checkpoint.CacheCheckpoint, other: checkpoint.CacheCheckpoint) -> 
 
 
 @pytest.mark.parametrize("archive", ["native", "int8"])
-@pytest.mark.parametrize("kv", ["int8", "int4"])
+@pytest.mark.parametrize("kv", ["int8", "k8v4"])
 def test_undo_and_page_in_and_resume_with_codes(database: Path, kv: str, archive: str) -> None:
     with running(lambda *_: loaded(kv), store=database, archive=archive, cache_size=160, audit=True) as chat:
         talk(chat, 14)

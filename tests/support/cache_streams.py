@@ -13,7 +13,7 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.history import CacheHistory, evicted_by
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.codes import INT4, K8V4, CacheDtype
 from streamchat.cache.paging import missing_runs, page_in
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import StreamingCache
@@ -26,7 +26,7 @@ STATES = {"jamba", *(family.name for family in HYBRID)}
 CUT = [name for name in SERVED if FAMILIES[name].served != "recompute" and name not in STATES]
 
 
-DTYPES = {"native": None, "int8": torch.int8, "int4": INT4}
+DTYPES: dict[str, CacheDtype | None] = {"native": None, "int8": torch.int8, "k8v4": K8V4, "int4": INT4}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Moment:
 class Stream:
     """Feeds random chunks, and evicts as turns, pins and rebases make it."""
 
-    def __init__(self, it: Subject, policy: str, seed: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, it: Subject, policy: str, seed: int, dtype: CacheDtype | None = None) -> None:
         options = EvictionOptions(policy=policy)
         self.cache = make_cache(
             it.model, it.fit, cache_size=BUDGET, num_sink_tokens=SINKS, dtype=dtype, options=options

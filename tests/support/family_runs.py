@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache as remembered
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.layers.fronts import evict_slots, write_fronts
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
@@ -97,29 +96,38 @@ def rebasing(cache: StreamingCache) -> StreamingCache:
 def with_unmoved_sinks(cache: StreamingCache) -> StreamingCache:
     """The same cache with the classic mistake: sinks keep the rotation with which they were cached."""
 
-    def write(layer: StreamingLayer, prefix: int) -> None:
-        base, layer.base = layer.base, 0
-        StreamingLayer._write_prefix(layer, prefix)
-        layer.base = base
+    def evict(prefix: int, count: int) -> None:
+        layers = cache.streaming_layers
+        evict_slots(layers, prefix, count)
+        base = layers[0].base
+        for layer in layers:
+            layer.base = 0
+        write_fronts(layers, prefix)
+        for layer in layers:
+            layer.base = base
 
-    for layer in cache.streaming_layers:
-        layer._write_prefix = partial(write, layer)  # type: ignore[method-assign]
+    cache._evict_from_layers = evict  # type: ignore[method-assign]
     return cache
 
 
 def with_unturned_rebase(cache: StreamingCache) -> StreamingCache:
     """The same cache, with positions that are set back while the keys stay as they are."""
 
-    def rebase(layer: StreamingLayer, to: int) -> None:
-        layer.base = to
+    def rebase(to: int = 0) -> None:
+        for layer in cache.streaming_layers:
+            layer.base = to
 
-    for layer in cache.streaming_layers:
-        layer.rebase = partial(rebase, layer)  # type: ignore[method-assign]
+    cache.rebase_positions = rebase  # type: ignore[method-assign]
     return rebasing(cache)
 
 
 def with_lost_sinks(cache: StreamingCache) -> StreamingCache:
     """The same cache, in which the sinks are dropped and the window is longer by as much."""
-    for layer in cache.streaming_layers:
-        layer._write_prefix = partial(lambda layer, prefix: layer._refresh_views(), layer)  # type: ignore[method-assign]
+
+    def evict(prefix: int, count: int) -> None:
+        for layer in cache.streaming_layers:
+            layer.drop_slots(prefix, count)
+            layer._refresh_views()
+
+    cache._evict_from_layers = evict  # type: ignore[method-assign]
     return cache

@@ -21,11 +21,11 @@ from streamchat.base import requests as rq
 from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint
 from streamchat.cache.dtype import set_cache_dtype
+from streamchat.cache.layers.codes import QUANTIZED
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.engine.jobs import JobQueue
 from streamchat.engine.owner import Owner
-from streamchat.models.kv_choice import DTYPES
 from streamchat.models.load import LoadedModel
 from streamchat.sessions import recorder
 from streamchat.store.store import Store
@@ -165,7 +165,7 @@ class RandomChat:
     def store_in(self, kv_dtype: str) -> None:
         """Caches store keys and values like this from now on."""
         self.kv_dtype = kv_dtype
-        set_cache_dtype(self.model, DTYPES.get(kv_dtype, self.model.dtype))
+        set_cache_dtype(self.model, QUANTIZED.get(kv_dtype, self.model.dtype))
         self.oracle.tolerance = TOLERANCES[kv_dtype]
         if not kv_dtype and self.plan.archive == "int8":
             self.oracle.tolerance = TOLERANCES["int8"]  # of turns that were paged in

@@ -16,6 +16,7 @@ from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.benchmarks.pitfalls import run_pitfalls
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.layers import fronts
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cli import main as cli
@@ -70,22 +71,26 @@ LOGITS = "manual: logits equal those of re-rotating every key at every step"
 
 
 def keeps_unmoved_sinks(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = StreamingLayer._write_prefix
+    original = fronts.write_fronts
 
-    def unmoved(layer: StreamingLayer, prefix: int) -> None:
-        base, layer.base = layer.base, 0
-        original(layer, prefix)
-        layer.base = base
+    def unmoved(layers: list[StreamingLayer], prefix: int) -> None:
+        base = layers[0].base
+        for layer in layers:
+            layer.base = 0
+        original(layers, prefix)
+        for layer in layers:
+            layer.base = base
 
-    monkeypatch.setattr(StreamingLayer, "_write_prefix", unmoved)
+    monkeypatch.setattr(fronts, "write_fronts", unmoved)
 
 
 def drops_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    def evict(layer: StreamingLayer, prefix: int, count: int) -> None:
-        layer.end -= count
-        layer._refresh_views()
+    def evict(self: StreamingCache, prefix: int, count: int) -> None:
+        for layer in self.streaming_layers:
+            layer.end -= count
+            layer._refresh_views()
 
-    monkeypatch.setattr(StreamingLayer, "evict", evict)
+    monkeypatch.setattr(StreamingCache, "_evict_from_layers", evict)
 
 
 def forgets_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +100,7 @@ def forgets_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         original(layer, cache_size + 200, *more)
 
     def evict(self: StreamingCache, prefix: int, count: int) -> None:
-        for layer in self.streaming_layers[::2]:
-            layer.evict(prefix, count)
+        fronts.evict_slots(self.streaming_layers[::2], prefix, count)
 
     monkeypatch.setattr(StreamingLayer, "__init__", roomy)
     monkeypatch.setattr(StreamingCache, "_evict_from_layers", evict)
@@ -104,16 +108,17 @@ def forgets_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def grows_its_storage(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = StreamingLayer.evict
+    original = StreamingCache._evict_from_layers
 
-    def evict(layer: StreamingLayer, prefix: int, count: int) -> None:
-        original(layer, prefix, count)
-        layer.slots += count
-        assert layer.storage is not None
-        layer.storage.select(lambda buffer: torch.cat([buffer, buffer[:, :, :count]], dim=2))
-        layer._refresh_views()
+    def evict(self: StreamingCache, prefix: int, count: int) -> None:
+        original(self, prefix, count)
+        for layer in self.streaming_layers:
+            layer.slots += count
+            assert layer.storage is not None
+            layer.storage.select(lambda buffer: torch.cat([buffer, buffer[:, :, :count]], dim=2))
+            layer._refresh_views()
 
-    monkeypatch.setattr(StreamingLayer, "evict", evict)
+    monkeypatch.setattr(StreamingCache, "_evict_from_layers", evict)
 
 
 def counts_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,14 +160,15 @@ def test_what_is_broken_is_named(
 
 def test_logits_that_are_not_finite_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    original = StreamingLayer.evict
+    original = StreamingCache._evict_from_layers
 
-    def evict(layer: StreamingLayer, prefix: int, count: int) -> None:
-        original(layer, prefix, count)
-        assert isinstance(layer.values, Tensor)
-        layer.values[..., -1, 0] = float("nan")
+    def evict(self: StreamingCache, prefix: int, count: int) -> None:
+        original(self, prefix, count)
+        for layer in self.streaming_layers:
+            assert isinstance(layer.values, Tensor)
+            layer.values[..., -1, 0] = float("nan")
 
-    monkeypatch.setattr(StreamingLayer, "evict", evict)
+    monkeypatch.setattr(StreamingCache, "_evict_from_layers", evict)
     assert LOGITS in failed(verify(model, IDS, cache_size=32, new_tokens=40))
 
 

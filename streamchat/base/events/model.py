@@ -74,7 +74,7 @@ class ModelInfo:
     weights: str = "native"
     """Weights for decoding: 'native', or quantized to 'int8' or 'int4'."""
     cache_dtype: str = ""
-    """Dtype of cached keys and values, also 'int8' or 'int4'; '' for that of the model."""
+    """Dtype of cached keys and values, also 'int8', 'k8v4', or 'int4'; '' for that of the model."""
     decode_step: str = ""
     """What computes new tokens: 'compiled kernels', 'PyTorch operations', 'fused kernels', 'captured graph' or
     'transformers'; '' in events of earlier versions."""

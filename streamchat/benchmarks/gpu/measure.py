@@ -16,13 +16,13 @@ from streamchat.benchmarks.gpu.streams import open_case
 from streamchat.benchmarks.methods.stream import ModelStream
 from streamchat.benchmarks.methods.streaming import Chat
 from streamchat.cache.dtype import set_cache_dtype
+from streamchat.cache.layers.codes import QUANTIZED as KV_DTYPES
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.token_ids import random_ids
 from streamchat.config.settings import Decode
 from streamchat.decode.install import install, record_used, uninstall
 from streamchat.decode.report import step_report
 from streamchat.decode.steps import MEANINGS
-from streamchat.models.kv_choice import DTYPES as KV_DTYPES
 from streamchat.telemetry.memory import memory_state
 
 WARM_UP = 12

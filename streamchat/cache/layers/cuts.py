@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from streamchat.cache.layers.fronts import write_fronts
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.slots import (
     CopiedStates,
     SlotState,
     copied,
     open_front,
-    originals_count,
     originals_of,
     read_originals,
     read_slots,
@@ -88,16 +88,15 @@ def undo_cut(layers: Sequence[StreamingLayer], before: StateBefore, at: int, cou
         layer.base = before.base
         if keep:
             write_slots(layer, first, {name: tensor[:, :, :keep] for name, tensor in before.slots.of(i).items()})
-        rewrite(layer, before, i, first)
-        layer._refresh_views()
+    rewrite(layers, before, at)
 
 
 def undo_rebase(layers: Sequence[StreamingLayer], before: StateBefore) -> None:
     """Undo a rebase; the newest slots may have been removed since."""
-    for i, layer in enumerate(layers):
+    for layer in layers:
         if layer.storage is not None and layer.length:
             layer.base = before.base
-            rewrite(layer, before, i, layer.length)
+    rewrite(layers, before, max(layer.length for layer in layers))
 
 
 def _put_back_originals(layer: StreamingLayer, before: StateBefore, index: int, at: int, count: int, keep: int) -> None:
@@ -109,23 +108,27 @@ def _put_back_originals(layer: StreamingLayer, before: StateBefore, index: int, 
     set_originals(layer, [originals_of(state) for state in states if state])
 
 
-def rewrite(layer: StreamingLayer, before: StateBefore, index: int, stop: int) -> None:
-    """Write the first `stop` slots as they were at position `before.base`."""
-    from_originals = min(before.written, stop, originals_count(layer))
-    if from_originals:
-        layer._write_prefix(from_originals)
-    layer.written = min(before.written, layer.length)
+def rewrite(layers: Sequence[StreamingLayer], before: StateBefore, stop: int) -> None:
+    """Write the first `stop` slots of each layer, if it has as many, as they were at position `before.base`."""
+    filled = [(i, layer) for i, layer in enumerate(layers) if layer.storage is not None and layer.length]
+    if not filled:
+        return
+    first = filled[0][1]  # lengths and numbers of originals are the same in all layers
+    stop = min(stop, first.length)
+    write_fronts([layer for _, layer in filled], min(before.written, stop, first.num_originals))
     left = stop - before.written
-    if left > 0:
-        moved = before.moved.of(index)
-        write_slots(layer, before.written, {name: tensor[:, :, :left] for name, tensor in moved.items()})
+    for i, layer in filled:
+        layer.written = min(before.written, layer.length)
+        if left > 0:
+            moved = before.moved.of(i)
+            write_slots(layer, before.written, {name: tensor[:, :, :left] for name, tensor in moved.items()})
 
 
 def _state(
     layers: Sequence[StreamingLayer], slots: CopiedStates, originals: CopiedStates, moved: CopiedStates
 ) -> StateBefore:
     first = layers[0]  # positions and copies are the same in all layers
-    return StateBefore(slots, originals, moved, first.base, first.written, originals_count(first))
+    return StateBefore(slots, originals, moved, first.base, first.written, first.num_originals)
 
 
 def _unwritten(layer: StreamingLayer, stop: int) -> SlotState:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from streamchat.cache.layers.cuts import StateBefore, rewrite, save_cut
+from streamchat.cache.layers.fronts import save_originals, write_fronts
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.slots import (
     CopiedStates,
     open_front,
-    originals_count,
     originals_of,
     read_originals,
     set_originals,
@@ -84,17 +84,17 @@ def insert_originals(layers: Sequence[StreamingLayer], at: int, originals: Seque
         at: The slot of the first token.
         originals: The tokens' originals, per layer.
     """
+    count = originals[0][0].shape[2]
+    assert all(count <= layer.base for layer in layers)
+    save_originals(layers, at)
     for layer, (keys, values) in zip(layers, originals, strict=True):
-        count = keys.shape[2]
-        assert count <= layer.base
-        layer._save_originals(at)
         open_front(layer, count)
-        states = [read_originals(layer, 0, at), read_originals(layer, at, max(at, originals_count(layer)))]
+        states = [read_originals(layer, 0, at), read_originals(layer, at, max(at, layer.num_originals))]
         front, rest = ([originals_of(state)] if state else [] for state in states)
         set_originals(layer, [*front, (keys, values), *rest])
         layer.start -= count
         layer.base -= count
-        layer._write_prefix(at + count)
+    write_fronts(layers, at + count)
 
 
 def undo_insert(layers: Sequence[StreamingLayer], before: StateBefore, at: int, count: int, keep: int) -> None:
@@ -107,7 +107,7 @@ def undo_insert(layers: Sequence[StreamingLayer], before: StateBefore, at: int, 
         count: The number of inserted slots.
         keep: Number of inserted slots that still exist; the others were newer than a token that was removed since.
     """
-    for i, layer in enumerate(layers):
+    for layer in layers:
         if layer.storage is None:
             continue
         first = min(at, layer.length)
@@ -117,8 +117,6 @@ def undo_insert(layers: Sequence[StreamingLayer], before: StateBefore, at: int, 
         set_originals(layer, [originals_of(state) for state in states if state])
         layer.start += keep
         layer.base = before.base
-        if layer.length:
-            rewrite(layer, before, i, first)
-        else:
+        if not layer.length:
             layer.truncate(0)
-        layer._refresh_views()
+    rewrite(layers, before, at)

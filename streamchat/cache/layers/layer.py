@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from streamchat.base.errors import CacheError
+from streamchat.cache.layers.codes import CacheDtype, key_and_value_dtype
 from streamchat.cache.layers.storage import LayerStorage, TensorStorage, new_storage, states_like
 from streamchat.cache.positions.rotation import TensorRotation, difference
 
@@ -33,13 +34,13 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     Args:
         cache_size: The budget in tokens.
         rotation: How keys and values carry positions.
-        dtype: The dtype of the buffers, or `torch.int8` or `torch.int4` for codes with scales; None for that of the
-            states.
+        dtype: The dtype of the buffers, or `torch.int8` or `torch.int4` for codes with scales; a pair for keys and
+            values; None for that of the states.
     """
 
     is_sliding = False
 
-    def __init__(self, cache_size: int, rotation: LayerRotation, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, cache_size: int, rotation: LayerRotation, dtype: CacheDtype | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.cache_size = cache_size
         self.rotation = rotation
@@ -58,8 +59,9 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers for (batch, num_kv_heads, new tokens, head_dim) states."""
-        self.dtype, self.device = self._buffer_dtype or key_states.dtype, key_states.device
-        self.storage = new_storage(key_states, value_states, self.slots, self.dtype)
+        dtype = self._buffer_dtype or key_states.dtype
+        self.dtype, self.device = key_and_value_dtype(dtype)[0], key_states.device
+        self.storage = new_storage(key_states, value_states, self.slots, dtype)
         self.is_initialized = True
         self._refresh_views()
 
@@ -185,8 +187,8 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.base + self.length
 
     @property
-    def stored_dtype(self) -> torch.dtype | None:
-        """How keys are stored: a float dtype, or `torch.int8` or `torch.int4`; None before the first token."""
+    def stored_dtype(self) -> CacheDtype | None:
+        """How keys and values are stored, see `LayerStorage.dtype`; None before the first token."""
         return None if self.storage is None else self.storage.dtype
 
     @property
@@ -232,27 +234,21 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if self.is_initialized:
             self._refresh_views()
 
-    def evict(self, prefix: int, count: int) -> None:
-        """Evict `count` tokens after the first `prefix`. O(prefix): the window is not touched."""
-        if not self.is_initialized or count == 0:
-            return
-        self._save_originals(prefix)
-        self._drop_originals(prefix, count)
+    def drop_slots(self, at: int, count: int) -> None:
+        """Drop `count` slots from slot `at` on. The caller then writes those before them, see `write_fronts`."""
+        self._drop_originals(at, count)
         self.start += count
         self.base += count
-        self._write_prefix(prefix)
 
     def replace_not_finite(self) -> None:
         """Replace NaN and infinities in the buffers by 0, also in free slots."""
         if self.storage is not None:
             self.storage.replace_not_finite()
 
-    def rebase(self, to: int = 0) -> None:
-        """Move all positions so that they start at `to`. O(length), needed once per thousands of tokens."""
-        if not self.is_initialized or self.base == to:
-            return
+    def move_window(self, to: int) -> None:
+        """Move the slots without originals to the positions that they have if slot 0 is at `to`. O(length)."""
         assert self.storage is not None
-        prefix = 0 if self._originals is None else self._originals[0].shape[-2]
+        prefix = self.num_originals
         count = self.length - prefix
         device = self.storage.device
         for stored, rotation in zip(self.storage.both, (self.rotation.keys, self.rotation.values), strict=True):
@@ -263,20 +259,22 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             old = rotation.source.angles_range(self.base + prefix, count, device)
             stored.write(first, rotation.apply(stored.read(first, count), difference(new, old)))
         self.base = to
-        self._write_prefix(prefix)
 
-    def _save_originals(self, prefix: int) -> None:
-        """Save unrotated float32 copies of the first `prefix` tokens, before they are moved for the first time."""
-        assert self.storage is not None
-        known = 0 if self._originals is None else self._originals[0].shape[-2]
-        if prefix <= known:
-            return
-        rotations = (self.rotation.keys, self.rotation.values)
-        pairs = zip(self.storage.both, rotations, strict=True)
-        fresh = [self._unrotated(stored, rotation, known, prefix).clone() for stored, rotation in pairs]
-        if self._originals is not None:
-            fresh = [torch.cat(pair, dim=-2) for pair in zip(self._originals, fresh, strict=True)]
-        self._originals = fresh[0], fresh[1]
+    @property
+    def num_originals(self) -> int:
+        """Number of slots at the front that have originals: unrotated float32 copies."""
+        return 0 if self._originals is None else self._originals[0].shape[2]
+
+    def originals(self, part: int) -> Tensor:
+        """Return the originals of the keys (0) or of the values (1), (batch, num_kv_heads, n, head_dim)."""
+        assert self._originals is not None
+        return self._originals[part]
+
+    def add_originals(self, keys: Tensor, values: Tensor) -> None:
+        """Append originals for the next slots."""
+        known = [] if self._originals is None else [self._originals]
+        joined = [torch.cat(column, dim=2) for column in zip(*known, (keys, values), strict=True)]
+        self._originals = joined[0], joined[1]
 
     def unrotated_keys(self, first: int, stop: int) -> Tensor:
         """Return the keys of slots `[first, stop)`, (batch, num_kv_heads, stop - first, head_dim) in float32.
@@ -304,19 +302,6 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if self._originals is not None and self._originals[0].shape[-2] > prefix:
             k, v = self._originals
             self._originals = (k[..., :prefix, :], v[..., :prefix, :]) if prefix else None
-
-    def _write_prefix(self, prefix: int) -> None:
-        """Write the first `prefix` slots anew from their originals, at the positions that they have now."""
-        self.written = prefix
-        if self._originals is not None and prefix:
-            assert self.storage is not None
-            pairs = zip(self.storage.both, self._originals, (self.rotation.keys, self.rotation.values), strict=True)
-            for stored, original, rotation in pairs:
-                x = original[:, :, :prefix]
-                if rotation is not None:
-                    x = rotation.rotate_to(x, self.base)
-                stored.write(self.start, x)
-        self._refresh_views()
 
     def _move_to_front(self) -> None:
         """Move the used slots to the start of the buffers."""

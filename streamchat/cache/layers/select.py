@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import LongTensor, Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
 from streamchat.base.errors import UnsupportedModelError
+from streamchat.cache.layers.codes import CacheDtype
 from streamchat.cache.layers.kinds import kind_of
 from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
 
@@ -21,7 +21,7 @@ class MixedStreamingLayer(LinearAttentionLayer, StreamingLayer):  # type: ignore
 
     is_compileable = False
 
-    def __init__(self, plain: Any, cache_size: int, rotation: LayerRotation, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, plain: Any, cache_size: int, rotation: LayerRotation, dtype: CacheDtype | None = None) -> None:
         StreamingLayer.__init__(self, cache_size, rotation, dtype)
         # before transformers 5.17 there is one state per layer, and no such argument
         states = getattr(plain, "number_of_states", None)
@@ -51,7 +51,7 @@ def is_mixed(layer: Any) -> bool:
 
 
 def streaming_layer(
-    index: int, layer: Any, config: Any, rotation: LayerRotation, cache_size: int, dtype: torch.dtype | None = None
+    index: int, layer: Any, config: Any, rotation: LayerRotation, cache_size: int, dtype: CacheDtype | None = None
 ) -> Any:
     """Return the streaming layer for layer `index` of a model.
 

@@ -38,18 +38,13 @@ def write_slots(layer: StreamingLayer, first: int, state: Mapping[str, Tensor]) 
 
 def read_originals(layer: StreamingLayer, first: int, stop: int) -> SlotState:
     """Return views of the originals of slots `[first, stop)`, as far as these have some; {} if none has."""
-    known = originals_count(layer)
+    known = layer.num_originals
     if known <= first:
         return {}
     assert layer._originals is not None
     stop = min(stop, known)
     keys, values = (x.narrow(2, first, stop - first) for x in layer._originals)
     return {f"{ORIGINAL}keys": keys, f"{ORIGINAL}values": values}
-
-
-def originals_count(layer: StreamingLayer) -> int:
-    """Return the number of slots at the front that have originals."""
-    return 0 if layer._originals is None else layer._originals[0].shape[2]
 
 
 def set_originals(layer: StreamingLayer, parts: Iterable[Sequence[Tensor]]) -> None:

@@ -12,7 +12,16 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from streamchat.cache.layers.codes import BITS, INT4, dequantize, quantize, states_of
+from streamchat.cache.layers.codes import (
+    BITS,
+    INT4,
+    K8V4,
+    CacheDtype,
+    dequantize,
+    key_and_value_dtype,
+    quantize,
+    states_of,
+)
 
 Raw = dict[str, Tensor]
 """Parts of some slots, in the format of the storage."""
@@ -32,12 +41,22 @@ class TensorStorage(ABC):
         """The allocated tensors, (batch, num_kv_heads, slots, ...) each; the main one is called ''."""
 
     @abstractmethod
-    def write(self, first: int, x: Tensor) -> None:
-        """Store states (batch, num_kv_heads, n, head_dim) of any float dtype in slots from `first` on."""
+    def encode(self, x: Tensor) -> Raw:
+        """Return states (..., n, head_dim) of any float dtype as parts (..., n, ...), which are copied to slots."""
 
     @abstractmethod
+    def decode(self, raw: Mapping[str, Tensor]) -> Tensor:
+        """Return the states (..., n, head_dim) of parts (..., n, ...)."""
+
+    def write(self, first: int, x: Tensor) -> None:
+        """Store states (batch, num_kv_heads, n, head_dim) of any float dtype in slots from `first` on."""
+        parts = self.parts
+        for name, part in self.encode(x).items():
+            parts[name].narrow(2, first, x.shape[-2]).copy_(part)
+
     def read(self, first: int, count: int) -> Tensor:
         """Return the states of `count` slots."""
+        return self.decode(self.raw(first, count))
 
     @abstractmethod
     def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
@@ -86,13 +105,13 @@ class NumberStorage(TensorStorage):
         """The numbers."""
         return {"": self.numbers}
 
-    def write(self, first: int, x: Tensor) -> None:
-        """Store states (batch, num_kv_heads, n, head_dim) in slots from `first` on."""
-        self.numbers.narrow(2, first, x.shape[-2]).copy_(x)
+    def encode(self, x: Tensor) -> Raw:
+        """Return the states; the copy to slots converts them."""
+        return {"": x}
 
-    def read(self, first: int, count: int) -> Tensor:
-        """Return the states of `count` slots in the stored dtype, as a view."""
-        return self.numbers.narrow(2, first, count)
+    def decode(self, raw: Mapping[str, Tensor]) -> Tensor:
+        """Return the states in the stored dtype, as a view."""
+        return raw[""]
 
     def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
         """Store raw slots; those of other formats are converted."""
@@ -114,11 +133,12 @@ class CodeStorage(TensorStorage):
         like: States (batch, num_kv_heads, any, head_dim); their device is used.
         slots: Number of slots to allocate.
         bits: 8 or 4. 4 needs an even head_dim.
+        searches: Store each head with the best of several scales, see `quantize`.
     """
 
-    def __init__(self, like: Tensor, slots: int, bits: int) -> None:
+    def __init__(self, like: Tensor, slots: int, bits: int, searches: bool = False) -> None:
         batch, heads, _, dim = like.shape
-        self.bits = bits
+        self.bits, self.searches = bits, searches
         width, dtype = (dim, torch.int8) if bits == 8 else (dim // 2, torch.uint8)
         self.codes = torch.zeros(batch, heads, slots, width, dtype=dtype, device=like.device)
         self.scales = torch.zeros(batch, heads, slots, dtype=torch.bfloat16, device=like.device)
@@ -133,15 +153,14 @@ class CodeStorage(TensorStorage):
         """Codes ('') and scales ('scales')."""
         return {"": self.codes, "scales": self.scales}
 
-    def write(self, first: int, x: Tensor) -> None:
-        """Quantize and store states (batch, num_kv_heads, n, head_dim) in slots from `first` on."""
-        codes, scales = quantize(x, self.bits)
-        self.codes.narrow(2, first, x.shape[-2]).copy_(codes)
-        self.scales.narrow(2, first, x.shape[-2]).copy_(scales)
+    def encode(self, x: Tensor) -> Raw:
+        """Return the codes and scales of states."""
+        codes, scales = quantize(x, self.bits, searches=self.searches)
+        return {"": codes, "scales": scales}
 
-    def read(self, first: int, count: int) -> Tensor:
-        """Return the states of `count` slots in float32."""
-        return dequantize(self.codes.narrow(2, first, count), self.scales.narrow(2, first, count))
+    def decode(self, raw: Mapping[str, Tensor]) -> Tensor:
+        """Return the states in float32."""
+        return dequantize(raw[""], raw["scales"])
 
     def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> None:
         """Store raw slots: exactly if they have this format, else quantized again."""
@@ -172,9 +191,10 @@ class LayerStorage:
         return self.keys, self.values
 
     @property
-    def dtype(self) -> torch.dtype:
-        """How keys are stored: a float dtype, or `torch.int8` or `torch.int4` for codes."""
-        return self.keys.dtype
+    def dtype(self) -> CacheDtype:
+        """How keys and values are stored: a float dtype, `torch.int8` or `torch.int4` for codes, or two of these."""
+        pair = (self.keys.dtype, self.values.dtype)
+        return pair if pair[0] != pair[1] else pair[0]
 
     @property
     def batch(self) -> int:
@@ -248,21 +268,25 @@ def _unnamed(name: str, raw: Mapping[str, Tensor]) -> Raw:
     return {"": raw[f"{name}s"]} | more
 
 
-def new_storage(keys: Tensor, values: Tensor, slots: int, dtype: torch.dtype) -> LayerStorage:
+def new_storage(keys: Tensor, values: Tensor, slots: int, dtype: CacheDtype) -> LayerStorage:
     """Return storage for states like these, (batch, num_kv_heads, any, head_dim).
 
     Args:
         keys: Key states; only their shape and device matter.
         values: Value states.
         slots: Slots to allocate.
-        dtype: How to store them: a float dtype, or `torch.int8` or `torch.int4` for codes.
+        dtype: How to store them: a float dtype, `torch.int8` or `torch.int4` for codes, or one of these for each.
     """
 
-    def stored(like: Tensor) -> TensorStorage:
-        return NumberStorage(like, slots, dtype) if dtype not in BITS else CodeStorage(like, slots, BITS[dtype])
+    of_keys, of_values = key_and_value_dtype(dtype)
+
+    def stored(like: Tensor, dtype: torch.dtype) -> TensorStorage:
+        if dtype not in BITS:
+            return NumberStorage(like, slots, dtype)
+        return CodeStorage(like, slots, BITS[dtype], searches=(of_keys, of_values) == K8V4 and dtype == INT4)
 
     with torch.inference_mode(False):  # usable outside inference mode later
-        return LayerStorage(stored(keys), stored(values))
+        return LayerStorage(stored(keys, of_keys), stored(values, of_values))
 
 
 def states_like(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

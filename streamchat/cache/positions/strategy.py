@@ -13,6 +13,7 @@ from streamchat.base.errors import UnsupportedModelError, describe_unexpected
 from streamchat.cache.dtype import cache_dtype
 from streamchat.cache.eviction.check import require_eviction_check
 from streamchat.cache.eviction.options import EvictionOptions
+from streamchat.cache.layers.codes import CacheDtype
 from streamchat.cache.positions.absolute import absolute_limit
 from streamchat.cache.positions.fit import PositionFit, fit_positions
 from streamchat.cache.positions.selfcheck import require_self_check
@@ -112,7 +113,7 @@ def make_cache(
     cache_size: int,
     num_sink_tokens: int,
     options: EvictionOptions | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: CacheDtype | None = None,
 ) -> StreamingCache:
     """Return a streaming cache for `model`; see `StreamingCache` for arguments and errors.
 

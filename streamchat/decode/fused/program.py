@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamchat.cache.layers.codes import CacheDtype
 from streamchat.cache.layers.storage import new_storage
 from streamchat.decode import operations
 from streamchat.decode.fused import kernels, tile_kernels
@@ -84,7 +85,7 @@ class FusedProgram:
             launch.run(**changing)
         return logits.view(1, 1, -1)
 
-    def compile(self, dtype: torch.dtype | None = None) -> None:
+    def compile(self, dtype: CacheDtype | None = None) -> None:
         """Compile all kernels; each that is not in Triton's cache takes a moment.
 
         Args:
@@ -110,7 +111,7 @@ class FusedProgram:
         for launch in self.launches:
             yield launch, changing.get(id(launch), {})
 
-    def _some_buffers(self, of: AttentionSpec, dtype: torch.dtype) -> Buffers:
+    def _some_buffers(self, of: AttentionSpec, dtype: CacheDtype) -> Buffers:
         """Return buffers that the compiler takes for those of a cache."""
         like = torch.empty(1, of.num_kv_heads, 0, of.head_dim, device=self._device)
         return new_storage(like, like, 16, dtype).buffers

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamchat.cache.layers.codes import CacheDtype
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.fused.sizes import MULTIPROCESSORS, Sizes
 from streamchat.decode.fused.weights import can_read, can_read_tiles, is_plain
@@ -102,7 +103,7 @@ class FusedStep:
                 self._program = FusedProgram(self._model, self._sizes, operand)
         return self._program
 
-    def compile(self, dtype: torch.dtype | None = None) -> None:
+    def compile(self, dtype: CacheDtype | None = None) -> None:
         """Compile the kernels for caches in `dtype`, or find them in Triton's cache; None for the model's dtype."""
         with self._on_device(), torch.inference_mode(False), torch.no_grad():
             self.program.compile(dtype)

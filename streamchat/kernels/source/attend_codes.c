@@ -25,8 +25,8 @@ INLINE int piece_stop(int format, int dim, int piece) {
 }
 
 /* Asks for the lines that start within `bytes` bytes. */
-INLINE void prefetch(const int8_t *from, int bytes) {
-    for (int at = 0; at < bytes; at += 64)
+INLINE void prefetch(const int8_t *from, long bytes) {
+    for (long at = 0; at < bytes; at += 64)
         __builtin_prefetch(from + at);
 }
 
@@ -89,9 +89,10 @@ INLINE void read_scales(const bfloat16 *from, int size, float *scales) {
         scales[j] = from_bfloat16(padded[j]);
 }
 
-/* Scores of up to TOGETHER queries with `size` keys; LOWEST for the rest of a block. score: (query, BLOCK). next: read soon, as many bytes as keys. */
+/* Scores of up to TOGETHER queries with `size` keys; LOWEST for the rest of a block. score: (query, BLOCK). next: read
+ * soon, as many heads as there are keys, of `next_bytes` each. */
 INLINE void score_block(const int8_t *keys, const bfloat16 *scales, int size, const Query *query, int queries,
-                        int format, int dim, const int8_t *next, float *score) {
+                        int format, int dim, const int8_t *next, long next_bytes, float *score) {
     int bytes = format == INT8 ? dim : dim / 2, pieces = pieces_of(format, dim);
     int32_t dots[TOGETHER * BLOCK];
     float steps[BLOCK];
@@ -103,7 +104,7 @@ INLINE void score_block(const int8_t *keys, const bfloat16 *scales, int size, co
         for (int j = 0; j < LANES; j++) {
             int slot = first + j < size ? first + j : size - 1;
             const int8_t *row = keys + (long)slot * bytes;
-            prefetch(next + (long)slot * bytes, bytes);
+            prefetch(next + slot * next_bytes, next_bytes);
             Sums sum[TOGETHER];
             for (int i = 0; i < queries; i++)
                 sum[i] = no_sums();
@@ -128,7 +129,7 @@ INLINE void score_block(const int8_t *keys, const bfloat16 *scales, int size, co
 /* acc = acc * fade + the values of `size` slots times their shares, for up to TOGETHER queries. share: (query, BLOCK).
  * acc: (query, pieces * PIECE), in the order of `interleave_low` and `interleave_high`. next: as in `score_block`. */
 INLINE void add_values(const int8_t *values, const bfloat16 *scales, int size, const float *share, const float *fade,
-                       int queries, int format, int dim, const int8_t *next, float *acc) {
+                       int queries, int format, int dim, const int8_t *next, long next_bytes, float *acc) {
     int bytes = format == INT8 ? dim : dim / 2, pieces = pieces_of(format, dim), pairs = (size + 1) / 2;
     int32_t words[TOGETHER][BLOCK / 2], offset[TOGETHER];
     float scale[TOGETHER], steps[BLOCK];
@@ -153,7 +154,7 @@ INLINE void add_values(const int8_t *values, const bfloat16 *scales, int size, c
         for (int pair = 0; pair < pairs; pair++) {
             const int8_t *row = values + (long)pair * 2 * bytes;
             if (p == 0)
-                prefetch(next + (long)pair * 2 * bytes, 2 * bytes);
+                prefetch(next + pair * 2 * next_bytes, 2 * next_bytes);
             Ints a = read_piece(row, format, dim, p);
             Ints b = read_piece(2 * pair + 1 < size ? row + bytes : row, format, dim, p);
             Ints lows = interleave_low(a, b), highs = interleave_high(a, b);
@@ -205,28 +206,29 @@ INLINE float soften(float *score, int size, float cap, float *top, float *sum) {
 /* Like SPAN for up to TOGETHER queries, which are turned; so is the result. */
 INLINE void span_some(const Codes *keys, const Codes *values, long count, const float *query, int queries, int format,
                       int dim, float cap, float *top, float *sum, float *acc) {
-    int bytes = format == INT8 ? dim : dim / 2, pieces = pieces_of(format, dim);
+    int of_keys = key_format(format), of_values = value_format(format), pieces = pieces_of(of_values, dim);
+    long key_bytes = head_bytes(of_keys, dim), value_bytes = head_bytes(of_values, dim);
     Query rounded[TOGETHER];
     float order[TOGETHER * MAX_PIECES * PIECE], score[TOGETHER * BLOCK], fade[TOGETHER];
     memset(order, 0, sizeof(float) * (size_t)(queries * pieces * PIECE));
     for (int i = 0; i < queries; i++) {
-        round_query(query + (long)i * dim, format, dim, rounded + i);
+        round_query(query + (long)i * dim, of_keys, dim, rounded + i);
         top[i] = LOWEST;
         sum[i] = 0.0f;
     }
     for (long first = 0; first < count; first += BLOCK) {
         int size = count - first < BLOCK ? (int)(count - first) : BLOCK;
-        const int8_t *key = (const int8_t *)keys->codes + first * bytes;
-        const int8_t *value = (const int8_t *)values->codes + first * bytes;
-        score_block(key, keys->scales + first, size, rounded, queries, format, dim, value, score);
+        const int8_t *key = (const int8_t *)keys->codes + first * key_bytes;
+        const int8_t *value = (const int8_t *)values->codes + first * value_bytes;
+        score_block(key, keys->scales + first, size, rounded, queries, of_keys, dim, value, value_bytes, score);
         for (int i = 0; i < queries; i++)
             fade[i] = soften(score + i * BLOCK, size, cap, top + i, sum + i);
-        const int8_t *next = first + 2 * BLOCK <= count ? key + BLOCK * bytes : key; /* the last blocks are short */
-        add_values(value, values->scales + first, size, score, fade, queries, format, dim, next, order);
+        const int8_t *next = first + 2 * BLOCK <= count ? key + BLOCK * key_bytes : key; /* the last blocks are short */
+        add_values(value, values->scales + first, size, score, fade, queries, of_values, dim, next, key_bytes, order);
     }
     for (int i = 0; i < queries; i++)
         for (int p = 0; p < pieces; p++) {
-            int start = piece_start(format, dim, p), stop = piece_stop(format, dim, p);
+            int start = piece_start(of_values, dim, p), stop = piece_stop(of_values, dim, p);
             for (int n = 0; n < stop - start; n++)
                 acc[(long)i * dim + start + n] = order[(i * pieces + p) * PIECE + interleaved_place(n)];
         }
@@ -257,11 +259,17 @@ NOINLINE static void span_int4(const Codes *keys, const Codes *values, long coun
     BY_SIZE(INT4);
 }
 
+NOINLINE static void span_k8v4(const Codes *keys, const Codes *values, long count, const float *from, int some, int dim,
+                               float cap, float *tops, float *sums, float *to) {
+    BY_SIZE(K8V4);
+}
+
 void span_codes(const Codes *keys, const Codes *values, int format, long count, const float *query, int queries, int dim,
                 float cap, float *top, float *sum, float *acc) {
     for (int done = 0; done < queries; done += TOGETHER) {
         int some = queries - done < TOGETHER ? queries - done : TOGETHER;
-        (format == INT8 ? span_int8 : span_int4)(keys, values, count, query + (long)done * dim, some, dim, cap,
-                                                 top + done, sum + done, acc + (long)done * dim);
+        (format == INT8 ? span_int8 : format == INT4 ? span_int4 : span_k8v4)(
+            keys, values, count, query + (long)done * dim, some, dim, cap, top + done, sum + done,
+            acc + (long)done * dim);
     }
 }

@@ -79,12 +79,10 @@ static void rotate_pairs(const float *x, const float *cos, const float *sin, int
         out[d] = scale * x[d];
 }
 
-/* Stores a head, which it may change, in slot `slot` of the key head `h`. */
-static void store(const Attention *a, float *x, int h, long slot, char *rows, uint16_t *scales) {
-    int dim = a->head_dim, format = a->format;
-    char *to = rows + h * a->head_stride_bytes + slot * head_bytes(format, dim);
+/* Stores a head, which it may change. searches: see `round_head`. scale: where its scale belongs. */
+static void store(float *x, int dim, int format, int searches, char *to, uint16_t *scale) {
     if (has_scales(format))
-        scales[h * a->scale_stride + slot] = round_head(x, dim, format, to);
+        *scale = round_head(x, dim, format, searches, to);
     else if (format == BFLOAT16)
         for (int d = 0; d < dim; d++)
             ((bfloat16 *)to)[d] = to_bfloat16(x[d]);
@@ -146,15 +144,16 @@ void prepare_query(const Attention *a, int token, int h, int i, float *out) {
 /* Writes key and value of one head of a new token after the cached ones. */
 static void store_head(const Attention *a, int token, int h) {
     float row[MAX_DIM];
-    long slot = a->cached + token, source = h / (a->repeats + 1);
+    int dim = a->head_dim;
+    long slot = a->cached + token, source = h / (a->repeats + 1), scale = h * a->scale_stride + slot;
     const float *key = a->key + token * a->token_stride + source * a->key_stride;
     const float *value = a->value + token * a->token_stride + source * a->value_stride;
     prepare(a, &a->key_norm, key, h, a->num_kv_heads, token, 1.0f, row);
-    store(a, row, h, slot, a->keys, a->key_scales);
+    store(row, dim, key_format(a->format), 0, key_at(a, h, slot), a->key_scales + scale);
     const float *limited = clipped(a, value, row);
     if (limited != row)
-        memcpy(row, limited, sizeof(float) * (size_t)a->head_dim);
-    store(a, row, h, slot, a->values, a->value_scales);
+        memcpy(row, limited, sizeof(float) * (size_t)dim);
+    store(row, dim, value_format(a->format), a->format == K8V4, value_at(a, h, slot), a->value_scales + scale);
 }
 
 int store_tasks(const Attention *a) { return a->tokens * a->num_kv_heads; }
@@ -178,7 +177,8 @@ void attend_work(const Attention *a, int task, uint64_t tag, Member *member) {
     int part = task % a->spans, h = task / a->spans % a->num_kv_heads, token = task / a->spans / a->num_kv_heads;
     long stop = a->cached + token + 1, start = first_slot(a, token), count = stop - start;
     long first = start + count * part / a->spans, last = start + count * (part + 1) / a->spans;
-    long at = h * a->head_stride_bytes + first * head_bytes(a->format, dim), scale = h * a->scale_stride + first;
+    const char *key = key_at(a, h, first), *value = value_at(a, h, first);
+    long scale = h * a->scale_stride + first;
     float rotated[MAX_QUERIES * MAX_DIM];
     float *top = attention_tops(a), *sum = attention_sums(a);
     if (a->tokens == 1 && part == a->spans - 1)
@@ -189,11 +189,11 @@ void attend_work(const Attention *a, int task, uint64_t tag, Member *member) {
         for (int i = 0; i < queries; i++)
             prepare_query(a, token, h, done + i, rotated + i * dim);
         if (has_scales(a->format)) {
-            Codes keys = {a->keys + at, a->key_scales + scale}, values = {a->values + at, a->value_scales + scale};
+            Codes keys = {key, a->key_scales + scale}, values = {value, a->value_scales + scale};
             span_codes(&keys, &values, a->format, last - first, rotated, queries, dim, a->softcap, top + result,
                        sum + result, a->partial + result * dim);
         } else
-            span(a->keys + at, a->values + at, a->format, last - first, rotated, queries, dim, a->softcap,
+            span(key, value, a->format, last - first, rotated, queries, dim, a->softcap,
                  top + result, sum + result, a->partial + result * dim);
     }
 }

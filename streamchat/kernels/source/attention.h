@@ -18,6 +18,22 @@ INLINE long head_bytes(int format, int dim) {
     return (long)dim * (format == FLOAT32 ? 4 : 2);
 }
 
+INLINE int key_format(int format) { return format == K8V4 ? INT8 : format; }
+
+INLINE int value_format(int format) { return format == K8V4 ? INT4 : format; }
+
+/* The key of slot `slot` of a head. */
+INLINE char *key_at(const Attention *a, int h, long slot) {
+    return a->keys + h * a->head_stride_bytes + slot * head_bytes(key_format(a->format), a->head_dim);
+}
+
+/* The value of that slot. */
+INLINE char *value_at(const Attention *a, int h, long slot) {
+    long each = head_bytes(value_format(a->format), a->head_dim);
+    long slots = a->head_stride_bytes / head_bytes(key_format(a->format), a->head_dim);
+    return a->values + (h * slots + slot) * each;
+}
+
 /* First slot that a new token reads. */
 INLINE long first_slot(const Attention *a, int token) {
     long stop = a->cached + token + 1;
@@ -36,7 +52,7 @@ typedef struct {
     const uint16_t *scales;
 } Codes;
 
-/* Attention of turned queries to codes of the format INT8 or INT4; the results are those of `span`, turned. */
+/* Attention of turned queries to codes of a format with scales; the results are those of `span`, turned. */
 void span_codes(const Codes *keys, const Codes *values, int format, long count, const float *query, int queries, int dim,
                 float cap, float *top, float *sum, float *acc);
 

@@ -1,7 +1,8 @@
 /* Heads of keys and values in 8 or 4 bits: codes, and a bfloat16 scale for each token and head.
  *
  * A head is turned by a Hadamard matrix before it is rounded. INT8: a signed byte per number. INT4: code + 8 in 4 bits;
- * the low bits of a byte belong to the first half of the head.
+ * the low bits of a byte belong to the first half of the head. The scale is that of the largest number, or the best of
+ * several smaller ones, with which the largest numbers are clipped.
  */
 #ifndef STREAMCHAT_CODES_H
 #define STREAMCHAT_CODES_H
@@ -9,7 +10,7 @@
 #include "attention.h"
 #include "lanes.h"
 
-enum { ZERO = 8 };
+enum { ZERO = 8, SHARES = 4 };
 
 /* Multiplies `x` by an orthogonal Hadamard matrix, in parts of the largest power of two that divides `dim`. The inverse
  * is the same. */
@@ -37,29 +38,51 @@ INLINE bfloat16 rounded_up(float x) {
     return bits >= 0x7f800000u ? (bits > 0x7f800000u ? 0x7fc0 : 0x7f80) : (bfloat16)((bits + 0xffffu) >> 16);
 }
 
-/* Turns and rounds a head, which it changes; returns the scale. A head with inf or NaN gets such a scale. */
-INLINE bfloat16 round_head(float *x, int dim, int format, char *to) {
-    float largest = 0.0f, limit = format == INT8 ? 127.0f : 7.0f;
+/* Rounds a turned head to integers from -limit - 1 to limit with `scale`. */
+INLINE void round_with(const float *x, int dim, bfloat16 scale, float limit, int8_t *codes) {
+    float inverse = scale && scale < 0x7f80 ? 1.0f / from_bfloat16(scale) : 0.0f;
+    for (int d = 0; d < dim; d++) {
+        float code = inverse > 0.0f ? __builtin_rintf(x[d] * inverse) : 0.0f;
+        code = code > limit ? limit : code;
+        codes[d] = (int8_t)(code < -limit - 1.0f ? -limit - 1.0f : code);
+    }
+}
+
+/* Turns and rounds a head, which it changes; returns the scale. A head with inf or NaN gets such a scale.
+ * searches: take the scale with the least squared error. */
+INLINE bfloat16 round_head(float *x, int dim, int format, int searches, char *to) {
+    static const float shares[SHARES] = {1.0f, 0.9f, 0.8f, 0.7f};
+    float largest = 0.0f, least = 0.0f, limit = format == INT8 ? 127.0f : 7.0f;
     uint32_t most = 0;
+    bfloat16 best = 0;
+    int8_t codes[MAX_DIM], found[MAX_DIM];
     turn(x, dim);
     for (int d = 0; d < dim; d++) {
         uint32_t size = bits_of(x[d]) & 0x7fffffffu;
         most = size > most ? size : most;
     }
     largest = float_of(most);
-    bfloat16 scale = largest < 1e-30f ? 0 : rounded_up(largest / limit);
-    float exact = from_bfloat16(scale), inverse = scale && scale < 0x7f80 ? 1.0f / exact : 0.0f;
-    int8_t codes[MAX_DIM];
-    for (int d = 0; d < dim; d++) {
-        float code = inverse > 0.0f ? x[d] * inverse : 0.0f;
-        codes[d] = (int8_t)__builtin_rintf(code);
+    for (int i = 0; i < (searches ? SHARES : 1); i++) {
+        bfloat16 scale = largest < 1e-30f ? 0 : rounded_up(largest * shares[i] / limit);
+        float exact = from_bfloat16(scale), error = 0.0f;
+        round_with(x, dim, scale, limit, found);
+        SIMD_SUM(error)
+        for (int d = 0; d < dim; d++) {
+            float off = x[d] - exact * found[d];
+            error += off * off;
+        }
+        if (i == 0 || error < least) { /* false for NaN */
+            least = error;
+            best = scale;
+            memcpy(codes, found, (size_t)dim);
+        }
     }
     if (format == INT8)
         memcpy(to, codes, (size_t)dim);
     else
         for (int d = 0; d < dim / 2; d++)
             to[d] = (char)((codes[d] + ZERO) | (codes[d + dim / 2] + ZERO) << 4);
-    return scale;
+    return best;
 }
 
 /* The numbers of `count` heads in float32, still turned. */

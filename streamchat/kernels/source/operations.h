@@ -7,8 +7,9 @@
 
 /* Number formats of 16 or 32 bits. */
 enum { BFLOAT16, FLOAT16, FLOAT32 };
-/* Formats of keys and values with scales, see codes.h. */
-enum { INT8 = FLOAT32 + 1, INT4 };
+/* Formats of keys and values with scales, see codes.h. K8V4: keys in INT8, values in INT4
+ * with the best of several scales. */
+enum { INT8 = FLOAT32 + 1, INT4, K8V4 };
 
 /* Scales of 4 or 8-bit codes: one for each group of 32 columns of a row; a scale and a minimum; 6-bit scales and
  * minimums of groups in superblocks of 256 columns; 8-bit scales of 16 columns in superblocks. */
@@ -46,9 +47,9 @@ typedef struct {
  * first `rotary_dim` elements are rotated, by halves or, if `is_interleaved`, in pairs of neighbors. cos, sin: (tokens,
  * rotary_dim).
  * A score is softcap * tanh(score / softcap), unless softcap is 0.
- * keys, values: the first cached slot of the first head, in `format`; heads are `head_stride_bytes` apart. The new
- * tokens are written after the cached slots. key_scales, value_scales: their scales if `format` is INT8 or INT4; heads
- * are `scale_stride` scales apart.
+ * keys, values: the first cached slot of the first head, in `format`; the keys of heads are `head_stride_bytes` apart,
+ * and values have as many slots. The new tokens are written after the cached slots. key_scales, value_scales: their
+ * scales if `format` has some; heads are `scale_stride` scales apart.
  * The slots are read in `spans` parts, whose results a product combines. partial: attention_partial(...). */
 typedef struct {
     const float *query, *key, *value, *cos, *sin;
