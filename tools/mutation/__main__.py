@@ -15,14 +15,15 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tools.mutation.children import Outcome
 from tools.mutation.mutants import ROOT, Mutant, mutants_of
-from tools.mutation.sample import Trace, draw, key_of, read_explained, wilson
+from tools.mutation.sample import KEY, Trace, draw, key_of, read_explained, wilson
 
 PACKAGES = ("cache", "conversation", "sessions")
 TESTS = (*(f"tests/{each}" for each in PACKAGES), "tests/engine", "tests/store", "tests/scripting", "tests/frontend")
@@ -36,17 +37,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     mutants = {each: _mutants_in(each) for each in args.packages}
     explained = read_explained()
-    if args.only:
+    open_to = {name: [each for each in found if key_of(each) not in explained] for name, found in mutants.items()}
+    outcomes = dict[Mutant, Outcome]()
+    if args.again:
+        found = outcomes_in(
+            json.loads(args.again.read_text("utf-8")), [each for every in open_to.values() for each in every]
+        )
+        chosen, outcomes = (
+            list(found),
+            {each: outcome for each, outcome in found.items() if outcome.status not in UNDETECTED},
+        )
+    elif args.only:
         path, _, number = args.only.partition("#")
         chosen = [each for each in mutants_of(path) if not number or each.number == int(number)]
     else:
-        open_to = {name: [each for each in found if key_of(each) not in explained] for name, found in mutants.items()}
         chosen = draw(open_to, args.sample, args.seed)
     if args.list:
         print(*chosen, sep="\n")
         return 0
     trace = Trace.read(args.trace or [_traced(args)])
-    started, outcomes = time.monotonic(), dict[Mutant, Outcome]()
+    started = time.monotonic()
 
     def report(mutant: Mutant, outcome: Outcome) -> None:
         outcomes[mutant] = outcome
@@ -56,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tools.mutation.runner import Runner
 
     runner = Runner(lambda each: trace.tests_of(each, args.budget_s), trace.seconds, report, args.workers)
-    runner.run(chosen)
+    runner.run([each for each in chosen if each not in outcomes])
     survived = [each for each in chosen if outcomes[each].status in UNDETECTED]
     excluded = sum(key_of(each) in explained for found in mutants.values() for each in found)
     summary = {
@@ -73,6 +83,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print(chosen, outcomes, [each for each in survived if trace.tests_of(each, 0)])
     print(f"{excluded} of {summary['of']} mutants are explained; {summary['seconds']} s; {args.report}")
     return 0 if len(survived) <= (1 - args.at_least) * len(chosen) else 1
+
+
+def outcomes_in(report: dict[str, Any], mutants: Sequence[Mutant]) -> dict[Mutant, Outcome]:
+    """Return the outcomes of an earlier report for those mutants that still exist; their numbers may have changed."""
+    there = defaultdict[tuple[object, ...], list[Mutant]](list)
+    for each in mutants:
+        there[_place(asdict(each))].append(each)
+    found = dict[Mutant, Outcome]()
+    for entry in report["mutants"]:
+        if same := there[_place(entry)]:
+            nearest = min(same, key=lambda each: abs(each.number - entry["number"]))
+            same.remove(nearest)
+            found[nearest] = Outcome(entry["status"], entry["test"])
+    return found
+
+
+def _place(entry: dict[str, Any]) -> tuple[object, ...]:
+    return entry["line"], *(entry[name] for name in KEY)
 
 
 def _print(chosen: Sequence[Mutant], outcomes: dict[Mutant, Outcome], executed: Sequence[Mutant]) -> None:
@@ -139,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=int, default=300, help="number of mutants (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the sample (default: %(default)s)")
     parser.add_argument("--only", metavar="PATH[#NUMBER]", help="all mutants of a file, or one")
+    parser.add_argument(
+        "--again", type=Path, metavar="REPORT", help="mutants of an earlier report; runs the undetected"
+    )
     parser.add_argument("--list", action="store_true", help="print the chosen mutants and run nothing")
     parser.add_argument("--tests", nargs="+", default=list(TESTS), help="files and folders of tests to trace")
     parser.add_argument("--trace", type=Path, nargs="+", help="traces to use (default: build/mutation/trace.json)")

@@ -155,9 +155,8 @@ def _run_and_exit(job: Job, items: dict[str, pytest.Item], pipe: int, folder: Pa
 
 
 def _run_items(items: Sequence[pytest.Item], reporter: Reporter) -> None:
-    if items:
-        manager: Any = items[0].config.pluginmanager
-        manager.register(reporter)
+    manager: Any = items[0].config.pluginmanager
+    manager.register(reporter)
     for item, following in zip(items, [*items[1:], None], strict=True):
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if reporter.has_failed:

@@ -6,15 +6,21 @@ import ast
 
 DECLARED = {"annotation", "returns", "decorator_list", "type_params"}
 LOGGERS = {"_log", "log", "logger", "logging", "warnings"}
-UNTESTABLE_KEYWORDS = {"strict", "encoding", "stacklevel", "daemon", "slots", "frozen", "non_blocking"}
-"""Keywords of calls that state what is so anyway, or that only speed or the display of a warning depends on."""
+CLOCKS = {"perf_counter", "monotonic", "process_time", "thread_time"}
+UNTESTABLE_KEYWORDS = {
+    *("strict", "encoding", "slots", "frozen"),  # they state what is so anyway
+    *("stacklevel", "daemon", "name", "non_blocking"),  # for warnings, the end of the process, debuggers, and speed
+    "device",  # there is one in the tests; those of tests/gpu need another
+}
+"""Keywords of calls that are neither left out nor changed."""
 
 
 def is_excluded(parent: ast.AST, field: str, node: ast.AST) -> bool:
     """Return True for a node whose changes, and those of everything below it, are equivalent.
 
-    These are docstrings, annotations, imports, `assert` (which is for the type checker), decorators, what is logged, the
-    texts of errors, `if TYPE_CHECKING`, the type in `cast`, `del` of a name, and the keywords above.
+    These are docstrings, annotations, imports, `assert` (for the type checker), decorators, what is logged, the
+    texts of errors, `if TYPE_CHECKING`, the type in `cast`, `del` of a name, elapsed times (no test asserts one), and
+    the keywords above.
     """
     return (
         field in DECLARED
@@ -24,6 +30,7 @@ def is_excluded(parent: ast.AST, field: str, node: ast.AST) -> bool:
         or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _owner(node.value.func) in LOGGERS)
         or _is_text_of_an_error(parent, field, node)
         or (isinstance(node, ast.keyword) and node.arg in UNTESTABLE_KEYWORDS)
+        or (isinstance(node, ast.BinOp) and _is_clock(node.left))
         or (isinstance(node, ast.Delete) and all(isinstance(each, ast.Name) for each in node.targets))
         or (isinstance(parent, ast.Call) and _name(parent.func) in {"cast", "TypeVar", "getLogger"} and field == "args")
         or (isinstance(node, ast.Assign) and [_name(each) for each in node.targets] == ["__all__"])
@@ -41,6 +48,10 @@ def _is_text_of_an_error(parent: ast.AST, field: str, node: ast.AST) -> bool:
         name = _name(parent.func)
         return name.endswith(("Error", "Warning")) and _is_text(node)
     return False
+
+
+def _is_clock(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and _name(node.func) in CLOCKS
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -49,6 +49,9 @@ class Runner:
         while jobs or children:
             while jobs and len(children) < self.workers:
                 job = self._job(jobs.popleft(), items)
+                if job.mutant and not job.tests:
+                    self.report(job.mutant, Outcome("survived", ""))
+                    continue
                 child = Child(job, self.seconds, items)
                 children[child.pipe] = child
             for pipe in select.select(list(children), [], [], 1)[0]:
