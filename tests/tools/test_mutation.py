@@ -28,6 +28,7 @@ def changes(source: str) -> list[tuple[str, str]]:
         ("x = a and not b", {("a and (not b)", "a or not b"), ("not b", "b")}),
         ("if a: pass", {("if a:", "if not a:")}),
         ("def f():\n    return a[1:]", {("return a[1:]", "return None"), ("1:", ":"), ("1", "2")}),
+        ("def f():\n    return False", {("False", "True")}),
         ("self.x = max(a, b)", {("self.x = max(a, b)", "pass"), ("max(a, b)", "min(a, b)")}),
         ("x = [a for a in b if a]", {(" for a in b if a", " for a in b")}),
         ("x = f(a, b=c)", {("f(a, b=c)", "f(a)")}),
@@ -52,6 +53,9 @@ def test_changes(source: str, expected: set[tuple[str, str]]) -> None:
         "x = zip(a, b, strict=True)",
         "@cache(1)\ndef f(): ...",
         "__all__ = ['a']",
+        "x = f'{a} is too much'",
+        "x = Thread(name='a', daemon=True)",
+        "x = perf_counter() - before",
     ],
 )
 def test_what_no_test_could_notice_is_not_changed(source: str) -> None:

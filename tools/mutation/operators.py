@@ -62,7 +62,7 @@ def replacements(node: ast.AST) -> Iterator[ast.AST]:
             yield from (ast.copy_location(ast.Constant(value), node) for value in _values(node.value))
         case ast.If() | ast.While() | ast.IfExp() if not isinstance(node.test, ast.Compare | ast.BoolOp | ast.UnaryOp):
             yield _changed(node, lambda each: setattr(each, "test", ast.UnaryOp(ast.Not(), each.test)))
-        case ast.Return() if node.value is not None and not _is_none(node.value):
+        case ast.Return() if not _is_false(node.value):
             yield _changed(node, lambda each: setattr(each, "value", ast.Constant(None)))
         case ast.Break():
             yield ast.copy_location(ast.Continue(), node)
@@ -82,8 +82,9 @@ def replacements(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.copy_location(ast.Pass(), node)
 
 
-def _is_none(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_false(node: ast.expr | None) -> bool:
+    """Return True for nothing, None, and False: callers treat None in the same way."""
+    return node is None or (isinstance(node, ast.Constant) and node.value in (None, False))
 
 
 def _binds_name(node: ast.Assign) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 DECLARED = {"annotation", "returns", "decorator_list", "type_params"}
 LOGGERS = {"_log", "log", "logger", "logging", "warnings"}
@@ -18,9 +19,9 @@ UNTESTABLE_KEYWORDS = {
 def is_excluded(parent: ast.AST, field: str, node: ast.AST) -> bool:
     """Return True for a node whose changes, and those of everything below it, are equivalent.
 
-    These are docstrings, annotations, imports, `assert` (for the type checker), decorators, what is logged, the
-    texts of errors, `if TYPE_CHECKING`, the type in `cast`, `del` of a name, elapsed times (no test asserts one), and
-    the keywords above.
+    These are docstrings, annotations, imports, `assert` (for the type checker), decorators, what is logged, the texts
+    of errors, other texts of three words or more, `if TYPE_CHECKING`, the type in `cast`, `del` of a name, elapsed
+    times (no test asserts one), and the keywords above.
     """
     return (
         field in DECLARED
@@ -29,6 +30,7 @@ def is_excluded(parent: ast.AST, field: str, node: ast.AST) -> bool:
         or (isinstance(node, ast.If) and _name(node.test) == "TYPE_CHECKING")
         or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _owner(node.value.func) in LOGGERS)
         or _is_text_of_an_error(parent, field, node)
+        or _is_sentence(node)
         or (isinstance(node, ast.keyword) and node.arg in UNTESTABLE_KEYWORDS)
         or (isinstance(node, ast.BinOp) and _is_clock(node.left))
         or (isinstance(node, ast.Delete) and all(isinstance(each, ast.Name) for each in node.targets))
@@ -47,6 +49,13 @@ def _is_text_of_an_error(parent: ast.AST, field: str, node: ast.AST) -> bool:
     if isinstance(parent, ast.Call) and field == "args" and isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
         name = _name(parent.func)
         return name.endswith(("Error", "Warning")) and _is_text(node)
+    return False
+
+
+def _is_sentence(node: ast.AST) -> bool:
+    """Return True for a text that people read; its wording is free."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value.count(" ") >= 2 and len(re.findall("[A-Za-z]{2,}", node.value)) >= 3
     return False
 
 
