@@ -53,6 +53,7 @@ def test_changes(source: str, expected: set[tuple[str, str]]) -> None:
         "x = zip(a, b, strict=True)",
         "@cache(1)\ndef f(): ...",
         "__all__ = ['a']",
+        "A = Literal['a', 'b']",
         "x = f'{a} is too much'",
         "x = Thread(name='a', daemon=True)",
         "x = perf_counter() - before",

@@ -20,8 +20,8 @@ def is_excluded(parent: ast.AST, field: str, node: ast.AST) -> bool:
     """Return True for a node whose changes, and those of everything below it, are equivalent.
 
     These are docstrings, annotations, imports, `assert` (for the type checker), decorators, what is logged, the texts
-    of errors, other texts of three words or more, `if TYPE_CHECKING`, the type in `cast`, `del` of a name, elapsed
-    times (no test asserts one), and the keywords above.
+    of errors, other texts of three words or more, `if TYPE_CHECKING`, `Literal`, the type in `cast`, `del` of a name,
+    elapsed times (no test asserts one), and the keywords above.
     """
     return (
         field in DECLARED
@@ -31,6 +31,7 @@ def is_excluded(parent: ast.AST, field: str, node: ast.AST) -> bool:
         or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _owner(node.value.func) in LOGGERS)
         or _is_text_of_an_error(parent, field, node)
         or _is_sentence(node)
+        or (isinstance(node, ast.Subscript) and _name(node.value) == "Literal")
         or (isinstance(node, ast.keyword) and node.arg in UNTESTABLE_KEYWORDS)
         or (isinstance(node, ast.BinOp) and _is_clock(node.left))
         or (isinstance(node, ast.Delete) and all(isinstance(each, ast.Name) for each in node.targets))
