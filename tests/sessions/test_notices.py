@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from streamchat.base import events as ev
-from streamchat.sessions import upkeep
 from streamchat.sessions.archive import resume_notices
 from streamchat.sessions.resume import ResumeResult
 from streamchat.sessions.upkeep import Upkeep
@@ -67,7 +66,7 @@ def runs_of(store: FakeStore, monkeypatch: pytest.MonkeyPatch, days: list[str]) 
     monkeypatch.setattr("streamchat.store.restore.empty_database_notice", lambda path: "There is a backup.")
     work: Any = Upkeep(store, events.append)  # type: ignore[arg-type]
     for day in days:
-        monkeypatch.setattr(upkeep.time, "strftime", lambda form, day=day: day)
+        monkeypatch.setattr("time.strftime", lambda form, day=day: day)
         work.start_if_due()
         work.stop()
     return len(backups), events
