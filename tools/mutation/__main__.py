@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trace", type=Path, nargs="+", help="traces to use (default: build/mutation/trace.json)")
     parser.add_argument("--trace-again", action="store_true", help="trace the tests even if there is a trace")
     parser.add_argument(
-        "--budget-s", type=float, default=60, help="tests of one mutant, in seconds (default: %(default)s)"
+        "--budget-s", type=float, default=60, help="CPU time of the tests of one mutant (default: %(default)s)"
     )
     parser.add_argument("--workers", type=int, default=1, help="mutants at a time (default: %(default)s)")
     parser.add_argument("--at-least", type=float, default=0.9, help="rate to reach (default: %(default)s)")

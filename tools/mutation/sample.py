@@ -20,7 +20,7 @@ KEY = ("path", "function", "text", "before", "after")
 
 @dataclass(frozen=True)
 class Trace:
-    """The time of each test in seconds, and the tests that execute each line of each file."""
+    """The CPU time of each test in seconds, and the tests that execute each line of each file."""
 
     seconds: dict[str, float]
     lines: dict[str, dict[int, list[str]]]
