@@ -43,6 +43,11 @@ pytestmark = pytest.mark.smoke
 QUESTIONS = ["Tell me of the sea.", "And of the dragon?", "What then?", "Why is that, and how does it end?", "Go on."]
 
 
+def is_told(events: list[ev.Event], text: str) -> bool:
+    """Whether a notice has this text; notices follow `ConversationResumed`."""
+    return any(text in event.text for event in events if isinstance(event, ev.Notice))
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
     return tmp_path / "data" / "streamchat.db"
@@ -259,7 +264,9 @@ def test_a_snapshot_is_continued_with_keys_of_fewer_bits_and_not_of_more(
         said(chat, QUESTIONS[:2])
     with running(loaded_with_cache_in(now), store=database, session=session_of(database)) as chat:
         resumed = chat.wait(ev.ConversationResumed)
-        notices = chat.wait(ev.Notice).text if refused else " ".join(notice.text for notice in chat.of(ev.Notice))
+        if refused:
+            chat.until(lambda events: is_told(events, refused))
+        notices = " ".join(notice.text for notice in chat.of(ev.Notice))
         assert (resumed.prefilled > 0) == bool(refused)
         assert refused in notices
         assert ("and the model now runs in" in notices) == bool(refused)
@@ -290,7 +297,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
         text = conversation.tokenizer.decode(conversation.log.ids.tolist())
         assert "User: Tell me of the sea." in text
         assert "<|im_start|>" not in text
-        assert "had to be re-tokenized" in chat.wait(ev.Notice).text
+        chat.until(lambda events: is_told(events, "had to be re-tokenized"))
         chat.turn("x")
         ids = conversation.log.ids.tolist()
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
@@ -747,7 +754,7 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
         assert 0 < last.new_tokens <= written
         assert last.reply
         assert killed.reply.startswith(last.reply[:3])
-        assert "the saved part of the reply was kept" in chat.wait(ev.Notice).text
+        chat.until(lambda events: is_told(events, "the saved part of the reply was kept"))
         assert chat.turn("go on").stats.turn == 4
     with running(store=database, session=session) as chat:
         assert [turn.finish_reason for turn in chat.wait(ev.ConversationResumed).turns][2] == "cancelled"
