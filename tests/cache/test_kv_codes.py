@@ -315,8 +315,9 @@ def test_keys_and_values_are_measured_on_a_gpu_too() -> None:
     """With the captured steps of a GPU, recorded on a CPU."""
     model, ids = make("llama"), text(40)
     assert kv_on_gpu.divergence_on_gpu(model, ids, torch.float32) < 1e-6
-    eight, four = (kv_on_gpu.divergence_on_gpu(model, ids, dtype) for dtype in QUANTIZED)
+    eight, mixed, four = (kv_on_gpu.divergence_on_gpu(model, ids, dtype) for dtype in QUANTIZED)
     assert 0 < eight < four / 20
+    assert eight < mixed < four
     assert install_captured(model, RecordedGraphs().record, "graph")
     assert kv_on_gpu.relative_speed_on_gpu(model, (torch.float32, torch.int8), 40, 1) > 0
 

@@ -101,3 +101,24 @@ def test_a_looping_reply_is_undone_as_any_other() -> None:
     chat.conversation.undo()
     assert list(chat.conversation.log.ids) == before
     chat.check()
+
+
+def test_the_cycle_is_the_shortest_that_occurs_twice_at_the_end() -> None:
+    for seed in range(6):
+        chance, watch, ids = random.Random(seed), LoopWatch(), list[int]()
+        cycle = [chance.randrange(3) for _ in range(chance.choice([1, 2, 3, 7, 20]))]
+        for token in [chance.randrange(3) for _ in range(20)] + cycle * 8:
+            ids.append(token)
+            watch.is_loop_with(token)
+            assert watch.cycle == shortest_cycle(ids), (seed, len(ids))
+
+
+def shortest_cycle(ids: Sequence[int]) -> tuple[int, int]:
+    """Compare whole cycles at the end of the text."""
+    for period in range(1, min(LONGEST, len(ids) // 2) + 1):
+        end, times = ids[-period:], 1
+        while ids[len(ids) - (times + 1) * period : len(ids) - times * period] == end:
+            times += 1
+        if times > 1:
+            return period, times
+    return 0, 0

@@ -147,7 +147,7 @@ def test_an_eviction_that_fails_halfway_through_the_layers_is_repaired(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(layer, "evict", fail)
+    monkeypatch.setattr(layer, "drop_slots", fail)
     with pytest.raises(TurnError, match="out of memory"):
         chat.say(LONG, "an answer")
     monkeypatch.undo()

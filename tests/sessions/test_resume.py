@@ -37,6 +37,11 @@ from tests.support.saved_chats import database as database  # a fixture
 pytestmark = pytest.mark.smoke
 
 
+def is_told(events: list[ev.Event], text: str) -> bool:
+    """Whether a notice has this text; notices follow `ConversationResumed`."""
+    return any(text in event.text for event in events if isinstance(event, ev.Notice))
+
+
 def logits_of(chat: Watched) -> torch.Tensor:
     conversation: Any = chat.conversation
     logits: torch.Tensor = conversation.next_logits().clone()
@@ -239,6 +244,8 @@ def test_a_snapshot_is_continued_with_keys_of_fewer_bits_and_not_of_more(
         said(chat, QUESTIONS[:2])
     with running(loaded_with_cache_in(now), store=database, session=session_of(database)) as chat:
         resumed = chat.wait(ev.ConversationResumed)
+        if refused:
+            chat.until(lambda events: is_told(events, refused))
         notices = " ".join(notice.text for notice in chat.of(ev.Notice))
         assert (resumed.prefilled > 0) == bool(refused)
         assert refused in notices
@@ -270,7 +277,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
         text = conversation.tokenizer.decode(conversation.log.ids.tolist())
         assert "User: Tell me of the sea." in text
         assert "<|im_start|>" not in text
-        assert [n.text for n in chat.of(ev.Notice) if "had to be re-tokenized" in n.text]
+        chat.until(lambda events: is_told(events, "had to be re-tokenized"))
         chat.turn("x")
         ids = conversation.log.ids.tolist()
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
@@ -498,7 +505,7 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
         assert 0 < last.new_tokens <= written
         assert last.reply
         assert killed.reply.startswith(last.reply[:3])
-        assert any("the saved part of the reply was kept" in notice.text for notice in chat.of(ev.Notice))
+        chat.until(lambda events: is_told(events, "the saved part of the reply was kept"))
         assert chat.turn("go on").stats.turn == 4
     with running(store=database, session=session) as chat:
         assert [turn.finish_reason for turn in chat.wait(ev.ConversationResumed).turns][2] == "cancelled"

@@ -1,0 +1,1 @@
+"""Mutation testing: small changes of the program, each of which some test must notice."""
