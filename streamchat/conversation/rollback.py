@@ -191,7 +191,7 @@ class Rollback:
         fitted = fit_to_budget(cache, self._log, mark.held, pins=pins, turn_starts=mark.turn_starts)
         read_again = self._restore(fitted, left, copy, first_change, is_whole)
         cache.turn_starts = [start for start in fitted.turn_starts if cache.ledger.count_in(start, start + 1)]
-        cache.pins, cache.compression_count = fitted.pins, mark.compressions
+        cache.pins, cache.recalled, cache.compression_count = fitted.pins, before.recalled, mark.compressions
         restored = cache.length - sum(cache.ledger.count_in(*run) for run in left.runs)
         missing = sum(stop - first for first, stop in fitted.runs) - cache.length
         return UndoResult(restored, read_again, missing, fitted.unpinned)

@@ -87,6 +87,8 @@ class StatusBoard:
                     self.speeds.add(event.decode_tps)
             case ev.TokensEvicted(cache=cache) | ev.TurnPinned(cache=cache) | ev.TurnPagedIn(cache=cache):
                 self.cache = cache
+            case ev.TurnsRecalled(cache=cache):
+                self.cache = cache
             case ev.TurnStarted():
                 self.busy = True
                 self.ttft_s = self.decode_tps = None
