@@ -13,8 +13,11 @@ from streamchat.cache.eviction.policy import Run
 from streamchat.conversation.log import TokenLog, TurnRecord
 from streamchat.store.passages import PassageIndex
 
-SHORT, LONG = 32, 48
-"""A passage ends with the first sentence that ends between these numbers of tokens, at the latest with the second."""
+SHORT, LONG = 24, 40
+"""The next passage starts after the first sentence that ends between these numbers of tokens, at the latest after the
+second."""
+OVERLAP = 12
+"""Tokens of the next passage that a passage has as well, so that a sentence between two is whole in one."""
 _ENDS = (".", "!", "?", ":", ";", "\n", "。", "！", "？")
 
 
@@ -76,14 +79,15 @@ class Passages:
         assert turn.end is not None
         first = turn.start
         while first < turn.end:
-            stop = self._end_of(first, turn.end)
+            next_first = self._end_of(first, turn.end)
+            stop = min(next_first + OVERLAP, turn.end)
             ids = self._log.ids[max(first, turn.message_start) : stop].tolist()
             text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             yield Passage(turn.number, first, stop, text)
-            first = stop
+            first = next_first
 
     def _end_of(self, first: int, end: int) -> int:
-        if end - first <= LONG + SHORT // 2:  # no rest of a few tokens
+        if end - first <= LONG + OVERLAP:  # no rest of a few tokens
             return end
         for at in range(first + SHORT, first + LONG):
             if self._ends_sentence(self._log.ids[at - 1]):

@@ -20,9 +20,11 @@ FEW = 8
 """... unless it is in at most this number of them."""
 NAME_WEIGHT = 1.5
 """Weight of a number, or of a word with a capital letter inside a sentence."""
+UNKNOWN_WEIGHT = 0.5
+"""Weight of a word that no passage has."""
 RECENCY = 0.05
 """How much more the newest passage scores than the oldest one, as a share."""
-LEAST_SHARE = 0.5
+LEAST_SHARE = 0.6
 """A passage matches if its words have at least this share of the weight of all words of the message ..."""
 LEAST_WORDS = 2
 """... and are at least this number, if the message has so many."""
@@ -30,14 +32,15 @@ LEAST_SCORE = 0.6
 """... and score at least so much, in multiples of a word that one passage has."""
 
 _FUNCTION_WORDS = (
-    "a about after again all also am an and any are aren as at back be because been before being but by can could did "
-    "didn do does doesn doing don down each else even ever every few for from get give go good got had has have having "
-    "he hello help her here hers hey hi him his how however i if in into is isn it its just know let like ll look make "
-    "many may maybe me mean might mine more most much must my myself need no nor not now of off ok okay on once one "
-    "only or other our ours out over own please re really right said same say see shall she should show so some "
-    "something still such sure take tell than thank thanks that the their theirs them then there these they thing "
-    "things think this those through to too try under until up us use ve very want was wasn way we well were what when "
-    "where which while who whom whose why will with won would yes yet you your yours"
+    "a about after again all also am an and any are aren as ask asked at back be because been before being but by can "
+    "could did didn do does doesn doing don down each else even ever every few for forget forgot from get give go "
+    "good got had has have having he hello help her here hers hey hi him his how however i if in into is isn it its "
+    "just know let like ll look make many may maybe me mean might mine more most much must my myself need no nor not "
+    "now of off ok okay on once one only or other our ours out over own please re really remember remind right said "
+    "same say see shall she should show so some something still such sure take tell than thank thanks that the their "
+    "theirs them then there these they thing things think this those through to too try under until up us use used "
+    "uses using ve very want was wasn way we well were what when where which while who whom whose why will with won "
+    "would yes yet you your yours"
 )
 _IS_FUNCTION_WORD = frozenset(_FUNCTION_WORDS.split()).__contains__
 
@@ -62,6 +65,7 @@ def rank(message: str, index: PassageIndex) -> list[Match]:
         found = index.having(word)
         if len(found) > max(FEW, COMMON * index.count):
             continue
+        weight *= 1.0 if found else UNKNOWN_WEIGHT
         weight *= math.log(1 + (index.count - len(found) + 0.5) / (len(found) + 0.5))
         total += weight
         for passage in found:
