@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from streamchat.base.requests import Compact, Quote, Retry, SetOption, Undo
 from streamchat.cache import checkpoint
 from streamchat.conversation import auto_recall
 from streamchat.repl.pipe import Pipe
+from streamchat.sessions.transcripts.context import recalled_turns
+from streamchat.sessions.transcripts.export import export
+from streamchat.store.store import Store
 from tests.support.real_engine import Watched, running
 
 QUESTION = "what is my locker code?"
@@ -228,6 +233,21 @@ def test_a_resumed_session_recalls_from_its_archive(tmp_path: Path) -> None:
         assert cached(chat)
         assert chat.conversation.state().pinned == chat.conversation.system_tokens - 4
         assert chat.conversation.log.turns[-1].text == QUESTION
+
+
+def test_exports_name_the_recalled_turns(tmp_path: Path) -> None:
+    store = tmp_path / "data" / "streamchat.db"
+    with talking(store=store) as chat:
+        chat.turn(QUESTION)
+    with Store(store) as opened:
+        saved = opened.load(opened.find("last").id)
+    rows = [json.loads(line) for line in export(saved, "jsonl").splitlines()]
+    assert [row["turn"] for row in rows if row.get("recalled") == [FACT_TURN]] == [11]
+    for kind in ("markdown", "html"):
+        assert export(saved, kind).count("turn 1 was back in context") == 1
+    damaged = replace(saved.turns[-1], stats={"recalled": [2, "x", None, True]})
+    assert recalled_turns(damaged) == [2]
+    assert recalled_turns(replace(damaged, stats={"recalled": 5})) == []
 
 
 def test_the_pipe_reports_it_on_stderr() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ class Scores:
     is_first: list[bool] = field(default_factory=list)
     """Whether each token was the most likely one."""
     ttft_s: float = 0.0
+    cpu_s: float = 0.0
+    """CPU time of the calling thread for the turn; it depends less on other programs."""
     recalled: tuple[int, ...] = ()
 
 
@@ -121,7 +124,9 @@ class ForcedChat:
                     chat.run_turn(
                         f"Remember what I said:\n\n> {chat.log.turns[turn - 1].text}", lambda: False, "Noted."
                     )
+                started = time.thread_time()
                 outcome = chat.run_turn(message, lambda: False, recall=(turn,) if way == "by hand" else ())
+                scores.cpu_s = time.thread_time() - started
                 scores.ttft_s, scores.recalled = outcome.speed.ttft_s or 0.0, chat.log.turns[-1].recalled
                 chat.undo(number)
         finally:

@@ -64,6 +64,9 @@ class TimeFigures:
     """Turns of the conversation."""
     off_s: list[float]
     on_s: list[float]
+    off_cpu_s: list[float]
+    """CPU time of the thread that runs the model, for the turn with one token of reply."""
+    on_cpu_s: list[float]
     tokens: float
     """Mean number of tokens that were put back."""
 
@@ -146,17 +149,18 @@ def _add(figures: DigitFigures, chat: ForcedChat, fact: Fact, scores: Scores) ->
 
 def measure_time(chat: ForcedChat, facts: Sequence[Fact]) -> TimeFigures:
     """Time the first token of the questions for `facts`, which `chat` has evicted."""
-    off, on, tokens = list[float](), list[float](), list[int]()
+    scores: dict[Way, list[Scores]] = {"off": [], "on": []}
+    tokens = list[int]()
     for number, fact in enumerate(facts):
-        times: dict[Way, float] = {}
         ways: tuple[Way, ...] = ("off", "on") if number % 2 else ("on", "off")
         for way in ways:
             chat.events.clear()
-            times[way] = chat.score(fact.question, fact.answer, way, most=1).ttft_s
+            scores[way].append(chat.score(fact.question, fact.answer, way, most=1))
             tokens += [event.tokens for event in chat.events if isinstance(event, ev.TurnsRecalled)]
-        off.append(times["off"])
-        on.append(times["on"])
-    return TimeFigures(len(chat.conversation.log.turns), off, on, statistics.fmean(tokens) if tokens else 0.0)
+    times = [[each.ttft_s for each in scores[way]] for way in scores]
+    cpu_times = [[each.cpu_s for each in scores[way]] for way in scores]
+    mean = statistics.fmean(tokens) if tokens else 0.0
+    return TimeFigures(len(chat.conversation.log.turns), *times, *cpu_times, mean)
 
 
 def measure_cost(

@@ -29,8 +29,8 @@ from streamchat.benchmarks.recall.measure import (
 from streamchat.config.loader import Configuration
 from streamchat.reports.page import Page, Table, facts
 
-DENSE_ROOM = 640
-"""Room of a dense cache beyond the distance: the last turn before the question, and question and answer."""
+DENSE_ROOM = 1536
+"""Room of a dense cache beyond the distance: the last turn before the question may exceed it by much."""
 SPACING = 3
 """Turns between two facts that are ranked."""
 REPLY_TOKENS = 48
@@ -119,7 +119,8 @@ def _costs(ranks: RankFigures, times: TimeFigures, cost: CostFigures | None) -> 
         "the same with BM25 over whole turns": f"{ranks.bm25} of {ranks.facts}",
         f"first token after {times.turns:,} turns, without recall (median)": _ms(times.off_s),
         f"with recall of {times.tokens:.0f} tokens": _ms(times.on_s),
-        "difference (median of pairs)": _ms([b - a for a, b in zip(times.off_s, times.on_s, strict=True)]),
+        "difference (median of pairs)": _difference(times.off_s, times.on_s),
+        "difference in CPU time of the thread": _difference(times.off_cpu_s, times.on_cpu_s),
     }
     if cost is not None:
         values |= {
@@ -128,6 +129,10 @@ def _costs(ranks: RankFigures, times: TimeFigures, cost: CostFigures | None) -> 
             "with recall": f"{cost.perplexity_on:.3f}",
         }
     return facts("Rank and cost", values)
+
+
+def _difference(before: Sequence[float], after: Sequence[float]) -> str:
+    return _ms([b - a for a, b in zip(before, after, strict=True)])
 
 
 def _ms(seconds: Sequence[float]) -> str:

@@ -27,6 +27,7 @@ from streamchat.sessions.transcripts.context import (
     TurnVisibility,
     edge_of,
     is_pinned,
+    recalled_text,
     system_prompt,
     token_runs,
     turn_visibility,
@@ -144,6 +145,7 @@ def _figures(turn: StoredTurn) -> str:
         parts.append(plural(count, "token"))
     if isinstance(speed := stats.get("decode_tps"), float):
         parts.append(human_speed(speed))
+    parts.append(recalled_text(turn))
     return " · ".join(filter(None, parts))
 
 
