@@ -31,7 +31,8 @@ OTHER = "well, what do you think about it now? please tell me some more"
 @contextmanager
 def talking(turns: int = 9, **settings: Any) -> Iterator[Watched]:
     """A chat with a fact in its first turn, which is evicted."""
-    with running(**({"cache_size": 192, "auto_recall": "on", "loop_guard": "off"} | settings)) as chat:
+    given: dict[str, Any] = {"cache_size": 192, "auto_recall": "on", "loop_guard": "off"} | settings
+    with running(**given) as chat:
         chat.turn("my locker code is 48213")
         for _ in range(turns):
             chat.turn(OTHER)

@@ -157,10 +157,15 @@ def measure_time(chat: ForcedChat, facts: Sequence[Fact]) -> TimeFigures:
             chat.events.clear()
             scores[way].append(chat.score(fact.question, fact.answer, way, most=1))
             tokens += [event.tokens for event in chat.events if isinstance(event, ev.TurnsRecalled)]
-    times = [[each.ttft_s for each in scores[way]] for way in scores]
-    cpu_times = [[each.cpu_s for each in scores[way]] for way in scores]
-    mean = statistics.fmean(tokens) if tokens else 0.0
-    return TimeFigures(len(chat.conversation.log.turns), *times, *cpu_times, mean)
+    off, on = scores["off"], scores["on"]
+    return TimeFigures(
+        turns=len(chat.conversation.log.turns),
+        off_s=[each.ttft_s for each in off],
+        on_s=[each.ttft_s for each in on],
+        off_cpu_s=[each.cpu_s for each in off],
+        on_cpu_s=[each.cpu_s for each in on],
+        tokens=statistics.fmean(tokens) if tokens else 0.0,
+    )
 
 
 def measure_cost(
