@@ -59,6 +59,8 @@ num_sink_tokens = 8
 evict = "oldest-tokens"
 on_full = "stop"
 kv_dtype = "int8"
+auto_recall = "suggest"
+recall_share = 0.125
 
 [generation]
 temperature = 0.25

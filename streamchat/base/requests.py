@@ -22,8 +22,11 @@ class Submit:
 class Retry:
     """Undo the newest turn and reply to its message again: `TurnUndone`, then as for `Submit`.
 
-    Without a turn, a `TurnFinished` with an error follows.
+    Without a turn, or if one of `turns` cannot be put back, a `TurnFinished` with an error follows.
     """
+
+    turns: tuple[int, ...] = ()
+    """Numbers of evicted turns to put back for the reply: `TurnsRecalled`, or a `Notice` with the reason why not."""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,9 @@ class StreamingCache(DynamicCache):
         self.num_sink_tokens = num_sink_tokens
         self.pins: tuple[Run, ...] = ()
         """Ascending runs of log indices that are never evicted; see `pin`."""
+        self.recalled: tuple[Run, ...] = ()
+        """Ascending runs of log indices that are not evicted until they are replaced by others: evicted turns that were
+        paged in for the newest message."""
         self.options = options or EvictionOptions()
         policy = self.options.policy
         self.policy = load_policy(policy) if isinstance(policy, str) else policy
@@ -135,7 +138,8 @@ class StreamingCache(DynamicCache):
     @property
     def retention(self) -> Retention:
         """The tokens that are never evicted."""
-        return Retention(self.cache_size, self.num_sink_tokens, self.pins)
+        pins = tuple(merged_runs([*self.pins, *self.recalled])) if self.recalled else self.pins
+        return Retention(self.cache_size, self.num_sink_tokens, pins)
 
     @property
     def prefix(self) -> int:
@@ -369,7 +373,7 @@ class StreamingCache(DynamicCache):
         if self.fed_tokens is not None:
             self.fed_tokens.clear()
         self.turn_starts.clear()
-        self.pins, self.compression_count = (), 0
+        self.pins, self.recalled, self.compression_count = (), (), 0
         self.form = new_form()
         self._plan = None
         if self.history is not None:

@@ -30,13 +30,14 @@ COMMANDS = (
     "ppl",
     "sweep",
     "bench",
+    "recall-bench",
     "models",
     "doctor",
     "config",
     "completion",
     "acp",
 )
-"""Modules of `streamchat.commands`, each a `Command`, in help order."""
+"""Modules of `streamchat.commands` (with `_` for `-`), each a `Command`, in help order."""
 
 
 class Command(Protocol):
@@ -110,7 +111,7 @@ def version_text() -> str:
 
 def command(name: str) -> Command:
     """Import and return the module of a command, which loads only what it needs."""
-    return cast(Command, import_module(f"streamchat.commands.{name}"))
+    return cast(Command, import_module(f"streamchat.commands.{name.replace('-', '_')}"))
 
 
 def build_parser(*, with_commands: bool = True) -> tuple[Parser, Subparsers[Parser]]:

@@ -22,6 +22,7 @@ Decode = Literal["auto", "fused", "graph", "plain"]
 Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
 OnFull = Literal["evict", "stop"]
+AutoRecall = Literal["off", "suggest", "on"]
 Speculation = Literal["auto", "off"]
 LoopGuard = Literal["auto", "on", "off"]
 Thinking = Literal["collapse", "show", "hide"]
@@ -202,6 +203,22 @@ class Settings:
         "evict",
         "When the budget is full: evict older text, or stop accepting messages until /clear",
         choices=get_args(OnFull),
+    )
+    auto_recall: AutoRecall = _CACHE.harmless(
+        "off",
+        "Evicted turns that match a message: put them back in context for the reply (on), name them (suggest), or do "
+        "nothing (off)",
+        choices=get_args(AutoRecall),
+        live=True,
+    )
+    recall_share: float = _CACHE.harmless(
+        0.25,
+        "Maximum share of the cache budget for turns that auto_recall puts back",
+        minimum=0.0,
+        above_minimum=True,
+        maximum=0.5,
+        metavar="SHARE",
+        live=True,
     )
 
     temperature: float = _GENERATION.harmless(

@@ -36,6 +36,8 @@ class Auditor:
                 self._audit("eviction")
             case ev.TurnPagedIn():
                 self._audit("page_in")
+            case ev.TurnsRecalled():
+                self._audit("recall")
             case ev.TurnUndone():
                 self._audit("undo")
             case ev.ConversationResumed():

@@ -16,6 +16,7 @@ from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.config.settings import Settings
+from streamchat.conversation.auto_recall import AutoRecall
 from streamchat.conversation.cache_view import cache_view
 from streamchat.conversation.dry import dry_penalty
 from streamchat.conversation.encoding import ChatEncoder, EncodedTurn
@@ -92,6 +93,7 @@ class Conversation:
         self._device = self.feeder.device
         self._parameters = sum(weights.numel() for weights in model.parameters())
         self.speculator = Speculator(self.feeder)
+        self.auto_recall = AutoRecall(self.feeder, tokenizer)
         self.rollback = Rollback(self.cache, self.log, self.feeder)
         self.cache.options.before_evict = self.rollback.before_evict
         self._generator = new_generator(settings.seed, self._device)
@@ -242,13 +244,16 @@ class Conversation:
         stops = (*self.encoder.format.stop_strings, *self.stop_strings)
         return ReplyText(self.tokenizer, stops, self._reply_format)
 
-    def run_turn(self, text: str, cancelled: Callable[[], bool], reply: str | None = None) -> TurnOutcome:
+    def run_turn(
+        self, text: str, cancelled: Callable[[], bool], reply: str | None = None, recall: Sequence[int] = ()
+    ) -> TurnOutcome:
         """Prefill `text`, generate a reply, close the turn. Emits events up to, but not including, `TurnFinished`.
 
         Args:
             text: The user's message.
             cancelled: Called before each forward; returns whether to stop.
             reply: A given reply; None to generate one.
+            recall: Numbers of evicted turns to put back for it; empty to do what the setting `auto_recall` says.
 
         Raises:
             TurnError: The turn failed and was rolled back.
@@ -256,7 +261,7 @@ class Conversation:
         started = time.perf_counter()
         turn, encoded = self._new_turn(text, reply)
         number, prompt = turn.number, encoded.prompt
-        before = TurnStart(self.rollback.mark(), self._generator.get_state(), self.speed)
+        before = TurnStart(self.rollback.mark(), self._generator.get_state(), self.speed, self.cache.recalled)
         self.log.turns.append(turn)
         try:
             generation = Generation(
@@ -275,6 +280,7 @@ class Conversation:
             self.rollback.start_turn(turn, before)
             self._emit(ev.TurnStarted(number, text, len(prompt)))
             self.speed = generation.speed
+            self._recall(turn, len(prompt), recall, is_given=reply is not None)
             logits = generation.prefill(prompt, None if reply is None else len(encoded.reply))
             if reply is None:
                 outcome = generation.generate(logits, self._new_sampler())
@@ -363,6 +369,15 @@ class Conversation:
     def _new_sampler(self) -> TokenSampler:
         dry = dry_penalty(self.settings, self.log, self.cache.cache_size, self.encoder.control_ids, self.tokenizer)
         return self.sampler(self.settings, self._device, self._generator, dry)
+
+    def _recall(self, turn: TurnRecord, prompt_tokens: int, wanted: Sequence[int], *, is_given: bool) -> None:
+        """Recall evicted turns for the reply, if one is generated and the turn is not a hidden one."""
+        if is_given or self.is_muted or self.settings.on_full == "stop":
+            self.cache.recalled = ()
+            return
+        event = self.auto_recall.before_reply(turn, prompt_tokens, self.settings, wanted, self.find_evicted)
+        if event is not None:
+            self._emit(event)
 
     def _undo_failed(self, error: BaseException) -> None:
         """Undo the running turn; none of its values that are not finite stay in the cache's buffers."""

@@ -33,6 +33,8 @@ class TurnStart:
     """State of the random generator."""
     speed: Speed = field(default_factory=Speed)
     """That of the turn before."""
+    recalled: tuple[tuple[int, int], ...] = ()
+    """Runs of log indices that were recalled for the turn before."""
 
 
 @dataclass
@@ -57,6 +59,8 @@ class TurnRecord:
     """One past the log index of the last token fed before the reply. None if this process did not feed it."""
     given: bool = False
     """Whether the reply was given, not generated."""
+    recalled: tuple[int, ...] = ()
+    """Numbers of the evicted turns that were paged in for its message, or stayed for it."""
 
 
 @dataclass

@@ -55,10 +55,11 @@ def page_in_turn(cache: StreamingCache, log: TokenLog, number: int, find: FindEv
         raise ConfigError("this model's cache cannot take evicted tokens back")
     count = sum(stop - first for first, stop in missing)
     require_free_window(cache, run, count, f"paging in turn {number}")
-    kept = _kept(cache, missing, find)
+    kept = kept_tokens(cache, missing, find)
     if kept is None:
         raise ConfigError(f"the keys and values of turn {number} are not archived")
     pins = cache.pins
+    cache.recalled = ()  # there may be no room for both
     cache.pin(*run)  # what is still cached of the turn stays
     try:
         cache.make_room(count, "page_in")
@@ -69,8 +70,8 @@ def page_in_turn(cache: StreamingCache, log: TokenLog, number: int, find: FindEv
     return PagedIn(tokens, time.perf_counter() - started)
 
 
-def _kept(cache: StreamingCache, missing: Sequence[Run], find: FindEvicted) -> list[EvictedTokens] | None:
-    """Return evicted tokens that have all of `missing`, the newest last; None if there are none."""
+def kept_tokens(cache: StreamingCache, missing: Sequence[Run], find: FindEvicted) -> list[EvictedTokens] | None:
+    """Return evicted tokens that have all of `missing`, the newest last; None if some are not kept."""
     recent: list[EvictedTokens] = []
     if cache.history is not None:
         recent = [tokens for step in cache.history.since(0) if (tokens := evicted_by(step)) is not None]

@@ -231,7 +231,7 @@ class Rollback:
         copy = _Copy(turn, built) if built is not None else copy
         read_again = self._restore(fitted, left, copy, first_change, is_whole)
         cache.turn_starts = [start for start in fitted.turn_starts if cache.ledger.count_in(start, start + 1)]
-        cache.pins, cache.compression_count = fitted.pins, mark.compressions
+        cache.pins, cache.recalled, cache.compression_count = fitted.pins, before.recalled, mark.compressions
         restored = cache.length - sum(cache.ledger.count_in(*run) for run in left.runs)
         missing = sum(stop - first for first, stop in fitted.runs) - cache.length
         return UndoResult(restored, read_again, missing, fitted.unpinned, self._is_same(mark, cache.ledger))

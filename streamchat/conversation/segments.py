@@ -10,7 +10,9 @@ from streamchat.cache.eviction.policy import Run
 from streamchat.conversation.log import TokenLog, TurnRecord
 
 
-def segments(ledger: Ledger, log: TokenLog, *, sinks: int, pins: Iterable[Run]) -> tuple[Segment, ...]:
+def segments(
+    ledger: Ledger, log: TokenLog, *, sinks: int, pins: Iterable[Run], recalled: Iterable[Run] = ()
+) -> tuple[Segment, ...]:
     """Return the segments of the cache in slot order. Takes time proportional to the cache, not to the log.
 
     Args:
@@ -18,8 +20,9 @@ def segments(ledger: Ledger, log: TokenLog, *, sinks: int, pins: Iterable[Run]) 
         log: Turns by log index; the tokens before the first turn are the system block.
         sinks: Number of log indices, from the start, that are attention sinks.
         pins: Runs of log indices that are never evicted.
+        recalled: Runs of log indices that were evicted, and put back for the newest message.
     """
-    pins = tuple(pins)
+    pins, recalled = tuple(pins), tuple(recalled)
     found: list[Segment] = []
     held_sinks = ledger.count_in(0, sinks)
     if held_sinks:
@@ -29,7 +32,8 @@ def segments(ledger: Ledger, log: TokenLog, *, sinks: int, pins: Iterable[Run]) 
         tokens = ledger.count_in(first, stop)
         if tokens > 0:
             pinned = part == "system" or any(a <= first and stop <= b for a, b in pins)
-            found.append(Segment(part, turn, tokens, stop - first, pinned))
+            is_recalled = not pinned and any(a < stop and first < b for a, b in recalled)
+            found.append(Segment(part, turn, tokens, stop - first, pinned, is_recalled))
     return tuple(found)
 
 

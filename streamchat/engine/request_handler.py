@@ -80,8 +80,8 @@ class RequestHandler:
                 pass
             case rq.Quote(text, reply, pin):
                 self._turns.run(job, encodable(text), reply=encodable(reply), pin=pin)
-            case rq.Retry():
-                self._turns.replace(job)
+            case rq.Retry(turns):
+                self._turns.replace(job, recall=turns)
             case rq.Edit(text):
                 self._turns.replace(job, encodable(text))
             case rq.Compact():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
@@ -45,7 +45,9 @@ class TurnRunner:
         self._host, self._jobs, self._archive, self._status, self._emit = host, jobs, archive, status, emit
         self._pause = pause
 
-    def run(self, job: Job, text: str, *, reply: str | None = None, pin: bool = False) -> None:
+    def run(
+        self, job: Job, text: str, *, reply: str | None = None, pin: bool = False, recall: Sequence[int] = ()
+    ) -> None:
         """Run a turn, emit its events up to `TurnFinished`, and pin it if requested.
 
         The job is finished before `TurnFinished` is emitted: front ends may send the next request then.
@@ -55,14 +57,16 @@ class TurnRunner:
             text: The user's message.
             reply: A given reply; None to generate one.
             pin: Pin the turn unless it is rolled back. A turn that replaces a pinned one is always pinned.
+            recall: Numbers of evicted turns to put back for it; empty to do what the setting `auto_recall` says.
         """
         host = self._host
         job.running = True
-        outcome = self._outcome(job, text, reply)
+        outcome = self._outcome(job, text, reply, recall)
         self._archive.changed |= not outcome.rolled_back
         self._jobs.finish(job)
         self._finish(text, outcome)
         host.active.conversation.record_steps()
+        host.active.conversation.auto_recall.prepare(host.settings)
         if outcome.rolled_back:
             return
         if pin or host.pin_next:
@@ -72,11 +76,11 @@ class TurnRunner:
         if every and outcome.turn % every == 0:
             self._archive.snapshot(host.active)
 
-    def _outcome(self, job: Job, text: str, reply: str | None) -> TurnOutcome:
+    def _outcome(self, job: Job, text: str, reply: str | None, recall: Sequence[int]) -> TurnOutcome:
         if job.cancelled.is_set():
             return self._failed_outcome("cancelled")
         try:
-            return self._host.active.conversation.run_turn(text, lambda: self._is_cancelled(job), reply)
+            return self._host.active.conversation.run_turn(text, lambda: self._is_cancelled(job), reply, recall)
         except TurnError as error:
             _log.warning("turn failed", exc_info=True)
             return self._failed_outcome("error", str(error), error.failure)
@@ -90,17 +94,24 @@ class TurnRunner:
         self._pause()
         return job.cancelled.is_set()
 
-    def replace(self, job: Job, text: str | None = None) -> None:
-        """Undo the newest turn and reply to `text` instead; None replies to its own message again."""
+    def replace(self, job: Job, text: str | None = None, recall: Sequence[int] = ()) -> None:
+        """Undo the newest turn and reply to `text` instead; None replies to its own message again.
+
+        Args:
+            job: The request.
+            text: The message.
+            recall: See `run`.
+        """
         if not job.cancelled.is_set():
             try:
+                self._host.active.conversation.auto_recall.require_evicted(recall)
                 before = self.undo(replaced=True)
             except ConfigError as error:
                 self._jobs.finish(job)
                 self._finish(text or "", self._failed_outcome("error", str(error), "other"))
                 return
             text = before if text is None else text
-        self.run(job, text or "")
+        self.run(job, text or "", recall=recall)
 
     def _failed_outcome(self, reason: ev.FinishReason, message: str = "", failure: TurnFailure = "") -> TurnOutcome:
         from streamchat.conversation.generation import TurnOutcome
@@ -125,6 +136,7 @@ class TurnRunner:
     def _stats(self, outcome: TurnOutcome) -> ev.TurnStats:
         active = self._host.active
         state, memory = active.conversation.state(), memory_state(active.info.device)
+        turns = active.conversation.log.turns
         return ev.TurnStats(
             turn=outcome.turn,
             prompt_tokens=outcome.prompt_tokens,
@@ -139,6 +151,7 @@ class TurnRunner:
             rss_bytes=memory.rss_bytes,
             vram_bytes=memory.allocated_bytes,
             finish_reason=outcome.finish_reason,
+            recalled=() if outcome.rolled_back else turns[outcome.turn - 1].recalled,
         )
 
     def undo(self, *, replaced: bool = False, to_edit: bool = False) -> str:

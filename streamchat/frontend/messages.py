@@ -116,6 +116,27 @@ def paged_in_sentence(event: ev.TurnPagedIn) -> str:
     )
 
 
+def recalled_sentence(event: ev.TurnsRecalled) -> str:
+    """Which evicted turns are in context for the running turn."""
+    turns, verb = format_turns(event.turns), "is" if len(event.turns) == 1 else "are"
+    if not event.tokens:
+        return f"{turns.capitalize()} {'stays' if verb == 'is' else 'stay'} in context for this message."
+    part = ""
+    if event.partly:
+        part = ", in part" if len(event.partly) == len(event.turns) else f", {format_turns(event.partly)} in part"
+    how = f"{plural(event.tokens, 'token')} in {event.seconds * 1000:.0f} ms"
+    return f"{turns.capitalize()} {verb} back in context{part} ({how})."
+
+
+def suggestion_sentence(event: ev.RecallSuggested) -> str:
+    """Which evicted turns match the message of the running turn, and what to type."""
+    numbers = " ".join(map(str, event.turns))
+    pairs = zip(event.turns, event.excerpts, strict=True)
+    turns = "; ".join(f"turn {turn} (“{one_line(excerpt)}”)" for turn, excerpt in pairs)
+    verb, them = ("matches", "it") if len(event.turns) == 1 else ("match", "them")
+    return f"Evicted, but {verb} this message: {turns}. /retry {numbers} puts {them} back in context and replies again."
+
+
 # --- turns ----------------------------------------------------------------------------------------------------
 
 

@@ -60,6 +60,10 @@ def _line(event: ev.Event) -> Line | None:
             return Line("info", messages.pinned_sentence(event))
         case ev.TurnPagedIn():
             return Line("info", messages.paged_in_sentence(event))
+        case ev.TurnsRecalled():
+            return Line("info", messages.recalled_sentence(event))
+        case ev.RecallSuggested():
+            return Line("info", messages.suggestion_sentence(event))
         case ev.TurnFinished():
             return _finished(event)
         case ev.TurnUndone() if not event.replaced or event.prefilled:

@@ -87,7 +87,7 @@ class StatusBoard:
                     self.speeds.add(event.decode_tps)
             case ev.TokensEvicted(cache=cache) | ev.TurnPinned(cache=cache) | ev.TurnPagedIn(cache=cache):
                 self.cache = cache
-            case ev.ConversationRewound(cache=cache):
+            case ev.ConversationRewound(cache=cache) | ev.TurnsRecalled(cache=cache):
                 self.cache = cache
             case ev.TurnStarted():
                 self.busy = True

@@ -55,6 +55,8 @@ def status_table(board: StatusBoard, prefill: ev.PrefillProgress | None = None) 
         ],
         "model": _model_rows(info) if info is not None else [],
     }
+    if cache.recalled:
+        table["evicted"].append(Row("recalled", plural(cache.recalled, "token")))
     if cache.tokens_evicted:  # before the first eviction this is less than the allocation
         table["evicted"].append(Row("without eviction", human_bytes(cache.full_kv_bytes)))
     if board.proposed_tokens:
@@ -107,14 +109,15 @@ def cache_short(length: int, size: int) -> str:
 
 
 def cache_summary(cache: ev.CacheState) -> str:
-    """`4 sinks, 17 system prompt, 30 pinned, 200 window`; `pinned` counts turns that the user pinned."""
+    """`4 sinks, 17 system prompt, 30 pinned, 200 window (63 recalled)`; `pinned` counts turns that the user pinned."""
     system = sum(segment.tokens for segment in cache.segments if segment.part == "system")
     parts = [plural(cache.sinks, "sink")]
     if system:
         parts.append(f"{system:,} system prompt")
     if cache.pinned > system:
         parts.append(f"{cache.pinned - system:,} pinned")
-    return ", ".join([*parts, f"{cache.window:,} window"])
+    recalled = f" ({cache.recalled:,} recalled)" if cache.recalled else ""
+    return ", ".join([*parts, f"{cache.window:,} window{recalled}"])
 
 
 def memory_rows(memory: ev.MemoryState | None) -> list[Row]:

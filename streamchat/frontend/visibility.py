@@ -17,6 +17,8 @@ class TurnVisibility:
     user: Visibility = "visible"
     reply: Visibility = "visible"
     pinned: bool = False
+    recalled: bool = False
+    """Some of it was evicted, and put back for the newest message."""
 
     @property
     def evicted(self) -> bool:
@@ -59,12 +61,13 @@ class ContextView:
         """The visibility of turn `number`. A turn that is not prefilled yet counts as visible."""
         user, reply = self._segments.get(("user", number)), self._segments.get(("assistant", number))
         pinned = bool(user and user.pinned and (reply is None or reply.pinned))
+        recalled = any(segment is not None and segment.recalled for segment in (user, reply))
         if self._nothing_evicted or number > self._newest:
             return TurnVisibility(pinned=pinned)
         if number == self._newest and reply is None:
             # no reply yet
             return TurnVisibility(_visibility(user), "visible", pinned)
-        return TurnVisibility(_visibility(user), _visibility(reply), pinned)
+        return TurnVisibility(_visibility(user), _visibility(reply), pinned, recalled)
 
 
 def _visibility(segment: Segment | None) -> Visibility:

@@ -7,7 +7,7 @@ from streamchat.base.sanitize import encodable, printable
 from streamchat.base.thinking import split
 from streamchat.frontend.presenter import Line, present
 
-_PARTS = (ev.PrefillProgress, ev.TokensEvicted, ev.TextDelta)
+_PARTS = (ev.PrefillProgress, ev.TokensEvicted, ev.TurnsRecalled, ev.RecallSuggested, ev.TextDelta)
 
 
 class OtherTurns:

@@ -14,7 +14,7 @@ from typing import Any
 
 from streamchat.base import events as ev
 from streamchat.base.formatting import human_bytes, plural
-from streamchat.cache.eviction.policy import merged_runs
+from streamchat.cache.eviction.policy import merged_runs, runs_without
 from streamchat.config.settings import LoopGuard
 from streamchat.conversation.loops import is_guarded
 from streamchat.replay.repetition import is_endless, repeated_end
@@ -173,9 +173,12 @@ class Inspector:
                 self.evicted = []
             case ev.TokensEvicted(runs=runs):
                 self.evicted = merged_runs([*self.evicted, *runs])
+            case ev.TurnsRecalled(runs=runs):
+                for run in runs:
+                    self.evicted = runs_without(self.evicted, *run)
             case ev.CacheAudited(after=after):
                 self.audit = event
-                if after in ("eviction", "page_in"):
+                if after in ("eviction", "page_in", "recall"):
                     self._check_lengths(event)
                 if after in ("undo", "resume", "page_in"):  # earlier evictions are known only from the cache
                     self.evicted = _gaps(event.ledger, event.log_tokens)

@@ -133,15 +133,19 @@ class Chat:
             raise ConfigError("a message needs text")
         return self._calls.run(rq.Submit(text))
 
-    def retry(self) -> ReplyStream:
+    def retry(self, *turns: int) -> ReplyStream:
         """Replace the newest reply by another one; events and errors as for `send`.
+
+        Args:
+            turns: Numbers of evicted turns to put back in context for it. If one cannot be put back, the reply stays,
+                and the stream raises `TurnError`.
 
         Raises:
             ConfigError: The conversation has no turn.
         """
         if not self.history:
             raise ConfigError("no reply to regenerate yet")
-        return self._calls.run(rq.Retry())
+        return self._calls.run(rq.Retry(tuple(turns)))
 
     def ask(self, text: str) -> Reply:
         """Send a message and return the reply when it is complete; errors as for `send`."""

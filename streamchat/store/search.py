@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from streamchat.store.records import SearchHit
 
 _TERM = re.compile(r'"([^"]*)"|(\S+)')
-_UNSEGMENTED = re.compile(
+UNSEGMENTED = re.compile(
     "["
     "\u0e00-\u0eff"  # Thai, Lao
     "\u0f00-\u0fff"  # Tibetan
@@ -64,7 +64,7 @@ def query_of(words: str) -> Query:
     for found in _TERM.finditer(words):
         quoted = found[1] is not None
         text = (found[1] if quoted else found[2]).replace('"', "").replace("\0", "").strip()
-        if _UNSEGMENTED.search(text) or (text and not any(character.isalnum() for character in text)):
+        if UNSEGMENTED.search(text) or (text and not any(character.isalnum() for character in text)):
             substrings.append(text)
         elif text:
             # a word that FTS5 splits, such as "well-known" at its hyphen, becomes a phrase

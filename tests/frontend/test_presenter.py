@@ -46,6 +46,8 @@ SAMPLES: tuple[ev.Event, ...] = (
     ev.TurnPinned(3, True, 5, CACHE),
     ev.TurnPagedIn(3, 120, 0.0042, CACHE),
     ev.ConversationRewound(3, 2, "abc123", True, 40, 0, 0.03, CACHE),
+    ev.TurnsRecalled(9, (3,), (), 60, ((20, 80),), 0.0042, CACHE),
+    ev.RecallSuggested(9, (3, 5), ("My code is 5.", "The code")),
     ev.StatusSampled(CACHE, ev.MemoryState(1)),
     ev.Notice("take care", "warning"),
     ev.SettingChanged("top_p", 0.5),
@@ -97,6 +99,23 @@ def test_every_event_class_is_decided() -> None:
             Line(
                 "info",
                 "Turn 3 is back in context and pinned: 120 tokens were put back in 4 ms, without a prefill.",
+            ),
+        ),
+        (
+            ev.TurnsRecalled(9, (3, 5), (5,), 60, ((20, 80),), 0.0042, CACHE),
+            Line("info", "Turns 3, 5 are back in context, turn 5 in part (60 tokens in 4 ms)."),
+        ),
+        (
+            ev.TurnsRecalled(9, (3,), (3,), 60, ((20, 80),), 0.0042, CACHE),
+            Line("info", "Turn 3 is back in context, in part (60 tokens in 4 ms)."),
+        ),
+        (ev.TurnsRecalled(9, (3,), (), 0, (), 0.0, CACHE), Line("info", "Turn 3 stays in context for this message.")),
+        (
+            ev.RecallSuggested(9, (3, 5), ("My\ncode", "is 5")),
+            Line(
+                "info",
+                "Evicted, but match this message: turn 3 (“My code”); turn 5 (“is 5”). /retry 3 5 puts them back in "
+                "context and replies again.",
             ),
         ),
         (ev.Notice("be\x1b[2J\ncareful", "warning"), Line("warning", "be careful")),

@@ -26,6 +26,7 @@ from tests.support.saved_sessions import stored
         ("/undo", Undo(False)),
         ("/retry", Retry()),
         ("/again", Retry()),
+        ("/retry 12, 40 12", Retry((12, 40))),
         ("/edit a new text", Edit("a new text")),
         ("/edit", Undo(True)),
         ("/compact", Compact()),
@@ -45,6 +46,12 @@ def test_without_a_turn_there_is_nothing_to_change() -> None:
     desk = Desk(turns=0)
     for line in ("/retry", "/edit", "/edit x"):
         assert desk.say(line).error
+    assert desk.engine.sent == []
+
+
+def test_retry_names_turns_by_number() -> None:
+    desk = Desk()
+    assert desk.say("/retry 3 x").text == "x is not a turn number"
     assert desk.engine.sent == []
 
 

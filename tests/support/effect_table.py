@@ -55,6 +55,7 @@ COMMANDS: dict[str, str] = {
     "config": "e2e/test_effects_commands.py::test_a_trusted_file_holds_in_the_next_process_until_it_is_not",
     "replay": "replay/test_replay.py::test_a_run_that_holds",
     "bench": "benchmarks/test_bench.py::test_the_command",
+    "recall-bench": "benchmarks/test_recall_bench.py::test_the_command",
     "ppl": "benchmarks/test_perplexity.py::test_the_command",
     "sweep": "benchmarks/test_sweep.py::test_the_command",
     "verify": "verify/test_verify.py::test_the_command_as_json",

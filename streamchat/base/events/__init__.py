@@ -11,6 +11,7 @@ from streamchat.base.events.audit import AuditedTurn, AuditMoment, CacheAudited
 from streamchat.base.events.cache import (
     CacheState,
     MemoryState,
+    RecallSuggested,
     Segment,
     SegmentPart,
     StatusSampled,
@@ -18,6 +19,7 @@ from streamchat.base.events.cache import (
     Trigger,
     TurnPagedIn,
     TurnPinned,
+    TurnsRecalled,
 )
 from streamchat.base.events.connection import ConnectionChanged
 from streamchat.base.events.event import Event

@@ -7,7 +7,7 @@ from typing import Literal
 
 from streamchat.base.events.event import Event
 
-AuditMoment = Literal["eviction", "turn", "rollback", "undo", "resume", "page_in"]
+AuditMoment = Literal["eviction", "turn", "rollback", "undo", "resume", "page_in", "recall"]
 """What an audit follows."""
 
 

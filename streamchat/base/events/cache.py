@@ -26,8 +26,11 @@ class Segment:
     tokens: int
     """Cached tokens. Messages do not count the sinks."""
     total: int
-    """Tokens of the whole message, without sinks; `tokens < total` means that only its end is cached."""
+    """Tokens of the whole message, without sinks; `tokens < total` means that only its end is cached, or, if it was
+    recalled, only a part of it."""
     pinned: bool = False
+    recalled: bool = False
+    """Whether it was evicted, and put back for the newest message."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class CacheState:
     """Oldest turn whose tokens are all cached; 0 = all turns are."""
     segments: tuple[Segment, ...] = ()
     """Contents of the slots, in order; their tokens add up to `length`."""
+    recalled: int = 0
+    """Tokens of the window that were evicted, and put back for the newest message."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,36 @@ class TurnPagedIn(Event):
     """How many came back."""
     seconds: float
     cache: CacheState
+
+
+@dataclass(frozen=True)
+class TurnsRecalled(Event):
+    """Evicted turns that match the message of the running turn are in context for it, without a prefill."""
+
+    turn: int
+    """The running turn."""
+    turns: tuple[int, ...]
+    """The recalled turns, in ascending order; none if no earlier recalled turn stays either."""
+    partly: tuple[int, ...]
+    """Those of which only a part fits."""
+    tokens: int
+    """Number of tokens that were put back. Those of an earlier recall may be cached still."""
+    runs: tuple[tuple[int, int], ...]
+    """Their ranges of token log indices."""
+    seconds: float
+    """For ranking the turns and putting them back."""
+    cache: CacheState
+
+
+@dataclass(frozen=True)
+class RecallSuggested(Event):
+    """Evicted turns match the message of the running turn. They stay evicted."""
+
+    turn: int
+    """The running turn."""
+    turns: tuple[int, ...]
+    excerpts: tuple[str, ...]
+    """The beginning of the part that matches, for each of them."""
 
 
 @dataclass(frozen=True)

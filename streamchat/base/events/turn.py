@@ -64,10 +64,12 @@ class TurnStats:
     vram_bytes: int | None
     """Device memory allocated by torch; None on a CPU."""
     finish_reason: FinishReason
+    recalled: tuple[int, ...] = ()
+    """Evicted turns that were put back into the context for this turn."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of a `--stats-json` line."""
-        return asdict(self)
+        return {**asdict(self), "recalled": list(self.recalled)}
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,13 @@ class SessionCommands:
         request = partial(SlashCommand, asks_engine=True, needs_idle=True)
         for command in (
             request("undo", "", "undo the last turn", self.undo),
-            request("retry", "", "regenerate the last reply", self.retry, ("again",)),
+            request(
+                "retry",
+                "[TURN ...]",
+                "regenerate the last reply, with evicted turns back in context",
+                self.retry,
+                ("again",),
+            ),
             request("edit", "[TEXT]", "edit and resend your last message", self.edit),
             SlashCommand("recall", "WORDS", "search the messages of all sessions", self.recall, ("find",)),
             request("quote", "N", "quote search result N to the model", self.quote),
@@ -96,10 +102,16 @@ class SessionCommands:
         return SlashResult(done_when=undo_done)
 
     def retry(self, context: SlashContext, argument: str) -> SlashResult:
-        """Run `/retry`."""
+        """Run `/retry [TURN ...]`."""
         if not context.board.turns:
             return SlashResult("no reply to regenerate yet", error=True)
-        context.engine.send(Retry())
+        turns: list[int] = []
+        for word in argument.replace(",", " ").split():
+            turn = parse_whole_number(word)
+            if not turn:
+                return SlashResult(f"{word} is not a turn number", error=True)
+            turns.append(turn)
+        context.engine.send(Retry(tuple(dict.fromkeys(turns))))
         return SlashResult(done_when=reply_done)
 
     def edit(self, context: SlashContext, argument: str) -> SlashResult:

@@ -26,6 +26,21 @@ def num_sinks(session: StoredSession) -> int:
     return sinks if isinstance(sinks, int) else 0
 
 
+def recalled_turns(turn: StoredTurn) -> list[int]:
+    """Return the numbers of the evicted turns that were put back in context for a turn."""
+    found = (turn.stats or {}).get("recalled", ())
+    return [number for number in found if type(number) is int] if isinstance(found, list | tuple) else []
+
+
+def recalled_text(turn: StoredTurn) -> str:
+    """Return `turns 12, 40 were back in context`; '' without any."""
+    turns = recalled_turns(turn)
+    what = "turn" if len(turns) == 1 else "turns"
+    return (
+        f"{what} {', '.join(map(str, turns))} {'was' if len(turns) == 1 else 'were'} back in context" if turns else ""
+    )
+
+
 def system_prompt(session: StoredSession) -> str:
     """Return the system prompt of a session; '' for none."""
     return str(session.info.settings.get("system_prompt") or "")

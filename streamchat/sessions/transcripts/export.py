@@ -13,7 +13,16 @@ from streamchat.base.formatting import plural
 from streamchat.base.jsonlines import json_line
 from streamchat.base.thinking import ONLY_REASONING, split
 from streamchat.sessions.transcripts.contained import contained, literal
-from streamchat.sessions.transcripts.context import EDGE, edge_of, fork_of, fork_sentence, is_pinned, system_prompt
+from streamchat.sessions.transcripts.context import (
+    EDGE,
+    edge_of,
+    fork_of,
+    fork_sentence,
+    is_pinned,
+    recalled_text,
+    recalled_turns,
+    system_prompt,
+)
 from streamchat.store.records import StoredSession
 
 Format = Literal["markdown", "html", "jsonl", "replay"]
@@ -80,7 +89,9 @@ def _rows(session: StoredSession) -> Iterator[dict[str, Any]]:
     for turn in session.turns:
         about = {"turn": turn.number, "at": turn.started}
         yield {"role": "user", "content": turn.text, **about}
-        more = {"finish_reason": turn.finish_reason} if turn.finish_reason else {}
+        more: dict[str, Any] = {"finish_reason": turn.finish_reason} if turn.finish_reason else {}
+        if recalled := recalled_turns(turn):
+            more["recalled"] = recalled
         yield {"role": "assistant", "content": turn.reply, **about, **more}
 
 
@@ -118,6 +129,9 @@ def _markdown(session: StoredSession) -> Iterator[str]:
         yield ""
         yield f"## {turn.number}. {literal(info.model_name)}"
         yield ""
+        if recalled := recalled_text(turn):
+            yield f"*({recalled})*"
+            yield ""
         yield from _reply(turn.reply, str(info.settings.get("thinking", "")))
 
 

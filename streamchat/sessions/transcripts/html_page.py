@@ -28,6 +28,7 @@ from streamchat.sessions.transcripts.context import (
     edge_of,
     fork_sentence,
     is_pinned,
+    recalled_text,
     system_prompt,
     token_runs,
     turn_visibility,
@@ -146,6 +147,7 @@ def _figures(turn: StoredTurn) -> str:
         parts.append(plural(count, "token"))
     if isinstance(speed := stats.get("decode_tps"), float):
         parts.append(human_speed(speed))
+    parts.append(recalled_text(turn))
     return " · ".join(filter(None, parts))
 
 

@@ -21,7 +21,7 @@ from streamchat.tui.widgets.gauge import share_cells
 ROWS = 6
 FULL, FIRST, FREE = "█", "▐", "·"
 """A cell, the first cell of a segment (with a gap before it), and a free cell."""
-STYLES = ("sinks", "system", "pinned", "user", "assistant", "free", "chosen")
+STYLES = ("sinks", "system", "pinned", "recalled", "user", "assistant", "free", "chosen")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def style_of(segment: Segment | None) -> str:
         return "free"
     if segment.part in ("sinks", "system"):
         return segment.part
-    return "pinned" if segment.pinned else segment.part
+    if segment.pinned:
+        return "pinned"
+    return "recalled" if segment.recalled else segment.part
 
 
 def describe(shown: MapCell | None, cache: CacheState) -> str:
@@ -71,7 +73,8 @@ def describe(shown: MapCell | None, cache: CacheState) -> str:
     who = "you" if segment.part == "user" else "reply"
     if segment.tokens < segment.total:
         tokens = f"{segment.tokens:,} of {segment.total:,} tokens"
-    return f"turn {segment.turn} · {who} · {tokens}" + (" · pinned" if segment.pinned else "")
+    state = " · pinned" if segment.pinned else " · recalled" if segment.recalled else ""
+    return f"turn {segment.turn} · {who} · {tokens}{state}"
 
 
 class ContextMap(Widget, can_focus=True):

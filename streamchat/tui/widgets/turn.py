@@ -161,7 +161,7 @@ class Turn(Column, OneLayout, Sleeper):
         self._figures.show(turn_figures(event))
 
     def show_visibility(self, visibility: TurnVisibility) -> None:
-        """Fade partly or fully evicted messages, and mark a pinned turn."""
+        """Fade partly or fully evicted messages, and mark a pinned or recalled turn."""
         if visibility == self.visibility:
             return
         self.visibility = visibility
@@ -177,9 +177,9 @@ class Turn(Column, OneLayout, Sleeper):
         return self.query_one(".figures", Verbatim)
 
     def _mark_messages(self) -> None:
-        """Update headings and classes: the number of the turn, whether it is pinned, and what was evicted of it."""
+        """Update headings and classes: number of the turn, whether it is pinned or recalled, what was evicted of it."""
         number = f" · {self.number}" if self.number else ""
-        pinned = " · ◆ pinned" if self.visibility.pinned else ""
+        mark = " · ◆ pinned" if self.visibility.pinned else " · ↩ recalled" if self.visibility.recalled else ""
         for name, message, state in (
             ("You", self.query_one(UserMessage), self.visibility.user),
             (self._model, self._reply, self.visibility.reply),
@@ -190,7 +190,7 @@ class Turn(Column, OneLayout, Sleeper):
             message.set_class(state == "evicted", "-evicted")
             if message.is_mounted:
                 heading = message.query_one(".heading", Verbatim)
-                heading.show(f"{one_line(name)}{number}{pinned}{_LABELS[state]}")
+                heading.show(f"{one_line(name)}{number}{mark}{_LABELS[state]}")
         self.set_class(self.visibility.evicted, "-evicted")
         self.set_class(self.visibility.pinned, "-pinned")
 

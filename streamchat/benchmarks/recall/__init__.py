@@ -1,0 +1,1 @@
+"""What recalling evicted turns is worth, and what it costs."""

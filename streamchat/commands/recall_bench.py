@@ -1,0 +1,84 @@
+"""`streamchat recall-bench`: what recalling evicted turns is worth, and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+
+from streamchat.base.errors import ConfigError, ExitCode, short
+from streamchat.base.formatting import parse_whole_number
+from streamchat.cli import flags
+from streamchat.cli.loading import loading_line
+from streamchat.cli.output import add_output_flags, output_folder, print_page
+from streamchat.cli.scoring import require_at_least
+
+SETTINGS = (
+    *("model", "adapter", "device", "dtype", "attention", "weights", "kernels"),
+    *("cache_size", "num_sink_tokens", "evict", "kv_dtype", "recall_share"),
+)
+DISTANCES = "256,768,3000,10000,20000"
+LEAST_DISTANCE = 64
+
+HELP = "measure what recalling evicted turns is worth, and what it costs"
+DESCRIPTION = (
+    "Plant numbers of five digits in a long chat and ask for them later: nats per digit and right numbers if the turn "
+    "stays evicted, is quoted as text, is put back by its number (/retry N), or by itself (auto_recall = on), and "
+    "with a cache that evicts nothing. Then: the rank of the right turn among many, compared with BM25, and the cost "
+    "in time to the first token and in perplexity of ordinary chat. The files are the text in between: books, or "
+    "chats in a format of `streamchat replay`, of which the first one is also the ordinary chat."
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    flags.add_setting_flags(parser, SETTINGS)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="books (.txt), or chats (.jsonl, .json)")
+    own = parser.add_argument_group("recall-bench")
+    own.add_argument("--facts", type=int, default=6, metavar="N", help="numbers to ask for (default: 6)")
+    own.add_argument(
+        "--distances",
+        default=DISTANCES,
+        metavar="LIST",
+        help=f"tokens from a number to its question (default: {DISTANCES})",
+    )
+    own.add_argument(
+        "--dense",
+        type=int,
+        default=3000,
+        metavar="TOKENS",
+        help="maximum distance that is also measured without eviction; 0 = none (default: 3000)",
+    )
+    own.add_argument(
+        "--ranked", type=int, default=200, metavar="N", help="facts of which the right turn is ranked (default: 200)"
+    )
+    own.add_argument(
+        "--chat-turns", type=int, default=100, metavar="N", help="turns of ordinary chat; 0 = none (default: 100)"
+    )
+    own.add_argument("--seed", type=int, default=1, metavar="N", help="seed of facts and chats (default: 1)")
+    add_output_flags(own)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return the exit code.
+
+    Raises:
+        ConfigError: An argument is wrong, or a file cannot be read.
+        ModelError: The model cannot be loaded, or cannot stream.
+    """
+    require_at_least(args, facts=1, dense=0, ranked=1, chat_turns=0, seed=0)
+    args.distances = _distances(args.distances)
+    configuration, folder = flags.configuration_of(args), output_folder(args)
+    with loading_line() as progress:
+        from streamchat.benchmarks.recall.page import measure
+
+        page = measure(args, configuration, progress)
+    print_page(page, args, folder)
+    return ExitCode.OK
+
+
+def _distances(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        number = parse_whole_number(word)
+        if number is None or number < LEAST_DISTANCE:
+            raise ConfigError(f"--distances: {short(word, 80)} must be a whole number from {LEAST_DISTANCE}")
+    return sorted({int(word) for word in words})

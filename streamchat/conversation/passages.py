@@ -1,0 +1,101 @@
+"""Cuts the finished turns of a conversation into passages of a few sentences, and keeps an index of their words.
+
+A long turn may have one sentence that matters; as a whole it would neither rank well nor fit next to the conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from streamchat.cache.eviction.policy import Run
+from streamchat.conversation.log import TokenLog, TurnRecord
+from streamchat.store.passages import PassageIndex
+
+SHORT, LONG = 24, 40
+"""The next passage starts after the first sentence that ends between these numbers of tokens, at the latest after the
+second."""
+OVERLAP = 12
+"""Tokens of the next passage that a passage has as well, so that a sentence between two is whole in one."""
+_ENDS = (".", "!", "?", ":", ";", "\n", "。", "！", "？")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a turn."""
+
+    turn: int
+    first: int
+    """Log index of its first token."""
+    stop: int
+    text: str
+
+    @property
+    def run(self) -> Run:
+        """Its log indices."""
+        return self.first, self.stop
+
+
+class Passages:
+    """The passages of the finished turns of `log`, and the index of their words.
+
+    Args:
+        log: The log; `update` follows it.
+        tokenizer: Decodes its ids.
+    """
+
+    def __init__(self, log: TokenLog, tokenizer: Any) -> None:
+        self._log, self._tokenizer = log, tokenizer
+        self._turns: list[TurnRecord] = []
+        """The turns that are indexed, oldest first."""
+        self._counts: list[int] = []
+        """Number of passages up to and including each of them."""
+        self.all: list[Passage] = []
+        self.index = PassageIndex()
+        self._is_end: dict[int, bool] = {}
+
+    def update(self) -> None:
+        """Drop the passages of undone turns, and add those of new ones."""
+        turns = self._log.turns
+        while self._turns and (len(self._turns) > len(turns) or self._turns[-1] is not turns[len(self._turns) - 1]):
+            del self._turns[-1], self._counts[-1]
+        count = self._counts[-1] if self._counts else 0
+        if count < len(self.all):
+            del self.all[count:]
+            self.index.cut(count)
+        new: list[Passage] = []
+        for turn in turns[len(self._turns) :]:
+            if turn.end is None:
+                break
+            new += self._passages_of(turn)
+            self._turns.append(turn)
+            self._counts.append(count + len(new))
+        if new:
+            self.all += new
+            self.index.add([passage.text for passage in new])
+
+    def _passages_of(self, turn: TurnRecord) -> Iterator[Passage]:
+        assert turn.end is not None
+        first = turn.start
+        while first < turn.end:
+            next_first = self._end_of(first, turn.end)
+            stop = min(next_first + OVERLAP, turn.end)
+            ids = self._log.ids[max(first, turn.message_start) : stop].tolist()
+            text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            yield Passage(turn.number, first, stop, text)
+            first = next_first
+
+    def _end_of(self, first: int, end: int) -> int:
+        if end - first <= LONG + OVERLAP:  # no rest of a few tokens
+            return end
+        for at in range(first + SHORT, first + LONG):
+            if self._ends_sentence(self._log.ids[at - 1]):
+                return at
+        return first + LONG
+
+    def _ends_sentence(self, token: int) -> bool:
+        if token not in self._is_end:
+            text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            self._is_end[token] = text.rstrip(" ").endswith(_ENDS)
+        return self._is_end[token]

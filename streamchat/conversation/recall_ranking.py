@@ -1,0 +1,96 @@
+"""Ranks the passages of a conversation by the words that they share with a message.
+
+The score is that of BM25 with four changes, which `streamchat recall-bench` measures: function words do not count;
+numbers and names count more; a word counts once per passage; and of two equal passages, the newer one is first. A
+passage that shares little with the message is not in the result at all, because ordinary messages ask for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from streamchat.store.passages import PassageIndex, words_of
+
+MOST_WORDS = 64
+"""Words of a message that are looked up, half of them from its start and half from its end."""
+COMMON = 0.25
+"""A word in more than this share of the passages does not count ..."""
+FEW = 8
+"""... unless it is in at most this number of them."""
+NAME_WEIGHT = 1.5
+"""Weight of a number, or of a word with a capital letter inside a sentence."""
+UNKNOWN_WEIGHT = 0.5
+"""Weight of a word that no passage has."""
+RECENCY = 0.05
+"""How much more the newest passage scores than the oldest one, as a share."""
+LEAST_SHARE = 0.6
+"""A passage matches if its words have at least this share of the weight of all words of the message ..."""
+LEAST_WORDS = 2
+"""... and are at least this number, if the message has so many."""
+LEAST_SCORE = 0.6
+"""... and score at least so much, in multiples of a word that one passage has."""
+
+_FUNCTION_WORDS = (
+    "a about after again all also am an and any are aren as ask asked at back be because been before being but by can "
+    "could did didn do does doesn doing don down each else even ever every few for forget forgot from get give go "
+    "good got had has have having he hello help her here hers hey hi him his how however i if in into is isn it its "
+    "just know let like ll look make many may maybe me mean might mine more most much must my myself need no nor not "
+    "now of off ok okay on once one only or other our ours out over own please re really remember remind right said "
+    "same say see shall she should show so some something still such sure take tell than thank thanks that the their "
+    "theirs them then there these they thing things think this those through to too try under until up us use used "
+    "uses using ve very want was wasn way we well were what when where which while who whom whose why will with won "
+    "would yes yet you your yours"
+)
+_IS_FUNCTION_WORD = frozenset(_FUNCTION_WORDS.split()).__contains__
+
+
+@dataclass(frozen=True)
+class Match:
+    """A passage that shares words with a message."""
+
+    passage: int
+    score: float
+
+
+def rank(message: str, index: PassageIndex) -> list[Match]:
+    """Return the passages of `index` that match the message, the best one first."""
+    weights = _weights(message)
+    if not weights or not index.count:
+        return []
+    scores: dict[int, float] = {}
+    counts: dict[int, int] = {}
+    total = 0.0
+    for word, weight in weights.items():
+        found = index.having(word)
+        if len(found) > max(FEW, COMMON * index.count):
+            continue
+        weight *= 1.0 if found else UNKNOWN_WEIGHT
+        weight *= math.log(1 + (index.count - len(found) + 0.5) / (len(found) + 0.5))
+        total += weight
+        for passage in found:
+            scores[passage] = scores.get(passage, 0.0) + weight
+            counts[passage] = counts.get(passage, 0) + 1
+    single = math.log(1 + (index.count - 0.5) / 1.5)
+    least = min(LEAST_WORDS, len(weights))
+    matches = [
+        Match(passage, score * (1 + RECENCY * passage / index.count))
+        for passage, score in scores.items()
+        if score >= LEAST_SHARE * total and counts[passage] >= least and score >= LEAST_SCORE * single
+    ]
+    return sorted(matches, key=lambda match: (-match.score, -match.passage))
+
+
+def _weights(message: str) -> dict[str, float]:
+    """Return the words of the message that may say what it is about, with their weights."""
+    words = words_of(message)
+    if len(words) > MOST_WORDS:
+        words = [*words[: MOST_WORDS // 2], *words[-MOST_WORDS // 2 :]]
+    weights: dict[str, float] = {}
+    for number, word in enumerate(words):
+        folded = word.casefold()
+        if _IS_FUNCTION_WORD(folded) or (len(word) == 1 and word.isascii() and not word.isdigit()):
+            continue
+        is_name = any(sign.isdigit() for sign in word) or (number > 0 and word[0].isupper())
+        weights[folded] = max(weights.get(folded, 0.0), NAME_WEIGHT if is_name else 1.0)
+    return weights

@@ -1,0 +1,78 @@
+"""A full-text index of the passages of one conversation: FTS5 in memory, with the statistics of this conversation only.
+
+The index of the saved messages (`streamchat.store.search`) has the words of all sessions, and nothing of a conversation
+that is not saved.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Sequence
+
+from streamchat.store.search import UNSEGMENTED
+
+_WORD = re.compile(r"[^\W_]+")
+_RUN = re.compile(f"{UNSEGMENTED.pattern}+")
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text as the index has them, before stemming; scripts without spaces give pairs of signs."""
+    return _WORD.findall(_in_pairs(text))
+
+
+def _in_pairs(text: str) -> str:
+    """Write each run of a script without spaces as overlapping pairs of its characters, separated by spaces."""
+    return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} ", text)
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[at : at + 2] for at in range(len(run) - 1)] or [run]
+
+
+class PassageIndex:
+    """Finds passages by their words. English words are compared by their stems.
+
+    Passages are numbered from 0 and are only added or removed at the end. One thread uses it at a time.
+    """
+
+    def __init__(self) -> None:
+        self._connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        tokenizer = "porter unicode61 remove_diacritics 2"
+        self._connection.execute(f"CREATE VIRTUAL TABLE passages USING fts5 (text, tokenize = '{tokenizer}')")
+        self.count = 0
+        """Number of passages."""
+
+    def close(self) -> None:
+        """Free the index."""
+        self._connection.close()
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Append passages."""
+        rows = [(self.count + number + 1, _in_pairs(text)) for number, text in enumerate(texts)]
+        self._connection.executemany("INSERT INTO passages (rowid, text) VALUES (?, ?)", rows)
+        self.count += len(rows)
+
+    def cut(self, count: int) -> None:
+        """Remove all passages from number `count` on."""
+        self._connection.execute("DELETE FROM passages WHERE rowid > ?", (count,))
+        self.count = min(self.count, count)
+
+    def having(self, word: str) -> list[int]:
+        """Return the numbers of the passages with one of `words_of` a text, in ascending order."""
+        rows = self._connection.execute("SELECT rowid FROM passages WHERE passages MATCH ?", (_quoted(word),))
+        return [row[0] - 1 for row in rows]
+
+    def bm25(self, words: Sequence[str]) -> list[tuple[int, float]]:
+        """Return (number, score) of the passages with any of these words by FTS5's BM25, the best one first."""
+        if not words:
+            return []
+        rows = self._connection.execute(
+            "SELECT rowid, bm25(passages) FROM passages WHERE passages MATCH ? ORDER BY rank",
+            (" OR ".join(map(_quoted, words)),),
+        )
+        return [(row[0] - 1, -row[1]) for row in rows]
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"'
