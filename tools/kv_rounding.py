@@ -163,7 +163,6 @@ def rounded_cache(model: Any, fit: Any, size: int, ways: tuple[Round, Round]) ->
         layer.lazy_initialization(empty, empty)
         with torch.inference_mode(False):
             layer.storage = LayerStorage(*(RoundedStorage(empty, layer.slots, way) for way in ways))
-        layer._refresh_views()
     return made
 
 

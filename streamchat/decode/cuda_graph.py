@@ -289,7 +289,7 @@ def _replayed(replay: Run, _: Run) -> Tensor:
 
 def _buffers(layers: Sequence[StreamingLayer]) -> list[Buffers] | None:
     """Return the buffers of one row of all layers; None if there are others, or none yet."""
-    buffers = [layer.buffers for layer in layers if layer.buffers is not None]
+    buffers = [found for layer in layers if (found := layer.buffers) is not None]
     return None if len(buffers) < len(layers) or buffers[0][0].shape[0] != 1 else buffers
 
 

@@ -216,7 +216,6 @@ def convert(cache: Any, dtype: torch.dtype) -> None:
     """Changes the format of the keys and values."""
     for layer in cache.streaming_layers:
         layer.storage.select(lambda buffer: buffer.to(dtype))
-        layer._refresh_views()
 
 
 @needs_kernels
@@ -261,7 +260,6 @@ def test_a_cache_of_other_heads_is_refused() -> None:
     for layer in cache.streaming_layers:
         assert layer.storage is not None
         layer.storage.select(lambda buffer: buffer[:, :1])
-        layer._refresh_views()
     with pytest.raises(CacheError, match="1 key heads of 32"):
         stream(model, cache, ids[:, 10:11], 1)
 

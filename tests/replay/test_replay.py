@@ -229,7 +229,6 @@ def grow_one_layer(conversation: Conversation) -> None:
     """What a hook does that edits only some layers: one holds a token more than the ledger says."""
     layer = conversation.cache.streaming_layers[1]
     layer.end += 1
-    layer._refresh_views()
 
 
 def forget_an_eviction(conversation: Conversation) -> None:

@@ -127,7 +127,6 @@ def with_lost_sinks(cache: StreamingCache) -> StreamingCache:
     def evict(prefix: int, count: int) -> None:
         for layer in cache.streaming_layers:
             layer.drop_slots(prefix, count)
-            layer._refresh_views()
 
     cache._evict_from_layers = evict  # type: ignore[method-assign]
     return cache

@@ -96,4 +96,3 @@ def grow_the_buffers(conversation: Conversation) -> None:
     layer = conversation.cache.streaming_layers[0]
     assert layer.storage is not None
     layer.storage.select(lambda buffer: torch.cat([buffer, buffer[:, :, :8]], dim=2))
-    layer._refresh_views()

@@ -88,7 +88,6 @@ def drops_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     def evict(self: StreamingCache, prefix: int, count: int) -> None:
         for layer in self.streaming_layers:
             layer.end -= count
-            layer._refresh_views()
 
     monkeypatch.setattr(StreamingCache, "_evict_from_layers", evict)
 
@@ -116,7 +115,6 @@ def grows_its_storage(monkeypatch: pytest.MonkeyPatch) -> None:
             layer.slots += count
             assert layer.storage is not None
             layer.storage.select(lambda buffer: torch.cat([buffer, buffer[:, :, :count]], dim=2))
-            layer._refresh_views()
 
     monkeypatch.setattr(StreamingCache, "_evict_from_layers", evict)
 

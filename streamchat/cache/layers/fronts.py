@@ -78,7 +78,6 @@ def write_fronts(layers: Sequence[StreamingLayer], prefix: int) -> None:
                 torch._foreach_copy_(slots, list(tensor.unbind()))
     for layer in layers:
         layer.written = prefix
-        layer._refresh_views()
 
 
 def _storage(layer: StreamingLayer, part: int) -> TensorStorage:

@@ -24,6 +24,12 @@ class LayerRotation:
     values: TensorRotation | None = None
 
 
+def _refuse_tensors(value: Tensor | None) -> None:
+    """transformers sets the attributes of a new layer to None; anything else would have no effect."""
+    if value is not None:
+        raise CacheError("keys and values of a streaming layer cannot be replaced; call its methods instead")
+
+
 class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Slots `[start, end)` of the buffers are [prefix | window]; slot `start + i` has absolute position `base + i`.
 
@@ -55,6 +61,27 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.written = 0
         """Slots at the front whose contents are exactly their originals, moved to where they are."""
 
+    @property
+    def keys(self) -> Tensor | None:
+        """A view of the cached keys; None before the first token. It is made anew each time: most tokens need none."""
+        return None if self.storage is None else self._view(self.storage.keys)
+
+    @keys.setter
+    def keys(self, value: Tensor | None) -> None:
+        _refuse_tensors(value)
+
+    @property
+    def values(self) -> Tensor | None:
+        """The same of the values."""
+        return None if self.storage is None else self._view(self.storage.values)
+
+    @values.setter
+    def values(self, value: Tensor | None) -> None:
+        _refuse_tensors(value)
+
+    def _view(self, of: TensorStorage) -> Tensor:
+        return of.parts[""].narrow(2, self.start, self.end - self.start)
+
     # --- DynamicLayer -----------------------------------------------------------------------------------------
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -63,7 +90,6 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.dtype, self.device = key_and_value_dtype(dtype)[0], key_states.device
         self.storage = new_storage(key_states, value_states, self.slots, dtype)
         self.is_initialized = True
-        self._refresh_views()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append (batch, num_kv_heads, n, head_dim) states; returns all keys and values of the layer.
@@ -104,7 +130,6 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self._move_to_front()
         first = self.end
         self.end += count
-        self._refresh_views()
         return first
 
     @property
@@ -126,8 +151,6 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Empty the layer; the buffers stay allocated."""
         self.start = self.end = self.base = self.written = 0
         self._originals = None
-        if self.is_initialized:
-            self._refresh_views()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the batch for beam search."""
@@ -172,7 +195,6 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
                 moved = [tensor.to(self.storage.device, copy=True) for tensor in originals]
                 self._originals = moved[0], moved[1]
         self.start, self.end, self.base, self.written = 0, length, base, 0
-        self._refresh_views()
 
     # --- streaming --------------------------------------------------------------------------------------------
 
@@ -221,7 +243,6 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """
         if self.start and (front or self.end + count > self.slots):
             self._move_to_front()
-            self._refresh_views()
         return self.end
 
     def truncate(self, length: int) -> None:
@@ -231,8 +252,6 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._forget_originals(self.length)
         if self.length == 0:
             self.start = self.end = self.base = 0
-        if self.is_initialized:
-            self._refresh_views()
 
     def drop_slots(self, at: int, count: int) -> None:
         """Drop `count` slots from slot `at` on. The caller then writes those before them, see `write_fronts`."""
@@ -315,10 +334,3 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
                 self.storage.select(pick)
             if self._originals is not None:
                 self._originals = pick(self._originals[0]), pick(self._originals[1])
-            self._refresh_views()
-
-    def _refresh_views(self) -> None:
-        assert self.storage is not None
-        keys, values = (each.parts[""] for each in self.storage.both)
-        length = self.end - self.start
-        self.keys, self.values = keys.narrow(2, self.start, length), values.narrow(2, self.start, length)

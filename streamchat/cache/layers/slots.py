@@ -76,7 +76,6 @@ def open_front(layer: StreamingLayer, count: int) -> None:
         used = part.narrow(2, layer.start, length)
         part.narrow(2, count, length).copy_(used.clone())  # they overlap
     layer.start, layer.end = count, count + length
-    layer._refresh_views()
 
 
 @dataclass(frozen=True)
