@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,9 @@ from streamchat.attach.address import DEFAULT_URL
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.host_names import host_name
-from streamchat.base.sanitize import one_line
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
+from streamchat.cli.notices import say
 from streamchat.config.settings import setting_fields, spec_of
 from streamchat.server.access import token_path
 from streamchat.server.limits import Limits
@@ -185,11 +184,6 @@ def _attach_command(server: ApiServer, options: Options) -> str:
     if server.token:
         parts.append(f"--token-file {options.token_file or token_path()}")
     return " ".join(parts)
-
-
-def say(text: str) -> None:
-    """Print a line on stderr."""
-    print(f"streamchat: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def _options(args: argparse.Namespace) -> Options:

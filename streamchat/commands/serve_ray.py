@@ -14,7 +14,7 @@ from streamchat.base.formatting import plural
 from streamchat.base.host_names import bracketed, is_unspecified, outer_address
 from streamchat.base.signals import on_signals
 from streamchat.cli.loading import loading_line
-from streamchat.commands.serve import say
+from streamchat.cli.notices import say
 from streamchat.config.loader import Configuration
 from streamchat.replay.workers.conversation import with_absolute_paths
 from streamchat.server.access import needs_token, read_token, token_path

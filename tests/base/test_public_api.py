@@ -55,6 +55,7 @@ EXIT_CODES = {
     "TurnError": 1,
     "StoreError": 5,
     "SessionError": 5,
+    "MissingSessionError": 5,
 }
 
 
