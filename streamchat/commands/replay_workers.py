@@ -67,8 +67,8 @@ def replay_on_workers(
 
     if configuration.settings.metrics_port:
         raise ConfigError(
-            f"metrics_port = {configuration.settings.metrics_port} ({configuration.origin('metrics_port')}) does not "
-            "go with --workers or --ray: a run on workers serves no metrics"
+            f"metrics_port = {configuration.settings.metrics_port} ({configuration.origin('metrics_port')}) cannot "
+            "be used with --workers or --ray: a run on workers serves no metrics"
         )
     view = View(sys.stderr, jobs.turns, quiet=args.quiet)
     view.print_skipped(jobs.problems)

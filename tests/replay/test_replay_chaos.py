@@ -336,7 +336,7 @@ def database(folder: Path, replies: dict[int, str]) -> Path:
     return path
 
 
-OTHER_CACHE = "the cache that a new process restored has other tokens than the cache of the run"
+OTHER_CACHE = "the cache that a new process restored differs from the cache of the run"
 
 
 @pytest.mark.parametrize(
