@@ -31,7 +31,7 @@ _WRITABLE = "make its folder writable, or choose another folder with STREAMCHAT_
 ADVICE = {
     errno.ENOSPC: "free some disk space",
     errno.EDQUOT: "your disk quota is used up; free some of it",
-    errno.EFBIG: "files may not become that large; raise the limit with `ulimit -f`",
+    errno.EFBIG: "the file exceeds the size limit; raise it with `ulimit -f`",
     errno.EROFS: "its disk is mounted read-only; choose another folder with STREAMCHAT_HOME",
     errno.EIO: "the disk reports an error; check it, and copy the folder to another one",
     errno.EMFILE: "too many files are open; raise the limit with `ulimit -n`",

@@ -22,11 +22,11 @@ class Submit:
 class Retry:
     """Undo the newest turn and reply to its message again: `TurnUndone`, then as for `Submit`.
 
-    Without a turn, or if one of `turns` cannot be put back, a `TurnFinished` with an error follows.
+    Without a turn, or if one of `turns` cannot be recalled, a `TurnFinished` with an error follows.
     """
 
     turns: tuple[int, ...] = ()
-    """Numbers of evicted turns to put back for the reply: `TurnsRecalled`, or a `Notice` with the reason why not."""
+    """Numbers of evicted turns to recall for the reply: `TurnsRecalled`, or a `Notice` that says why not."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,19 @@ class Undo:
 class Rewind:
     """Undo all turns after turn `turn`: `TurnUndone` for each, then `ConversationRewound`.
 
-    A fork of the session keeps them. A `Notice` gives the reason why not.
+    A fork of the session keeps these turns. If the request is refused, the only event is a `Notice` that says why.
     """
 
     turn: int
     drop: bool = False
-    """Also if the conversation is not saved, so that the later turns are lost."""
+    """Rewind even if the conversation is not saved, which loses the later turns."""
 
 
 @dataclass(frozen=True)
 class Fork:
     """Continue after turn `turn` in a new session: a `Notice`, then events as for `OpenSession`.
 
-    The session of the conversation stays as it is. If it cannot be forked, the only event is a `Notice` that says why.
+    The current session does not change. If it cannot be forked, the only event is a `Notice` that says why.
     """
 
     turn: int = 0

@@ -1,4 +1,4 @@
-"""Identifies the contents of a cache, so that an earlier state can be put together from the same numbers."""
+"""Identifies the contents of a cache, so that an earlier state can be rebuilt from the same keys and values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ LARGEST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Form:
-    """Says which of several contents the slots of a token have.
+    """The version of the keys and values that a cache has for its tokens.
 
     The same token has other keys after a rebase, and other keys and values after it was prefilled again. Both numbers
-    are drawn at random, so that those of two branches of a conversation never agree by chance.
+    are drawn at random, so that those of two forks of a session never agree by chance.
     """
 
     generation: int = 0
-    """Drawn when the cache is emptied or its contents are replaced; 0 if it is not known."""
+    """Drawn when the cache is emptied or its contents are replaced; 0 if unknown."""
     epoch: int = 0
-    """Drawn when the positions are rebased as well."""
+    """Drawn on the same occasions, and when positions are rebased."""
 
     def rebased(self) -> Form:
         """Return the form after a rebase."""

@@ -1,8 +1,8 @@
-"""Puts an earlier state of a cache together, to the bit, from the tokens that are cached and those that were archived.
+"""Rebuilds an earlier state of a cache, equal to the bit, from cached and archived tokens.
 
-A slot at the front that has an original is always that original at the position of the slot, rounded. Every other slot
-has what a forward pass wrote, moved by each rebase since. So a state is known from the ledger, the position of its
-first slot, the number of originals, and the form of the cache.
+A slot at the front that has an original always contains that original at the position of the slot, rounded. Every other
+slot contains what a forward pass wrote, moved by each rebase since. The ledger, the position of the first slot, the
+number of originals, and the form of the cache therefore determine a state.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PastState:
 
     @property
     def length(self) -> int:
-        """Cached tokens."""
+        """Number of cached tokens."""
         return sum(stop - first for first, stop in self.runs)
 
 
@@ -77,7 +77,7 @@ def rebuild(cache: StreamingCache, past: PastState, archived: Sequence[EvictedTo
     Args:
         cache: The cache as it is now; not changed.
         past: The bookkeeping of the state.
-        archived: What was archived since. Tokens of other generations, and rounded ones, are not used.
+        archived: Tokens that were archived since. Those of other generations, and rounded ones, are not used.
     """
     layers = cache.streaming_layers
     whole = can_page_in(cache) and set(cache.lengths) == {cache.length}

@@ -1,4 +1,4 @@
-"""`streamchat recall-bench`: what recalling evicted turns is worth, and what it costs."""
+"""`streamchat recall-bench`: the benefit and the cost of recalling evicted turns."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SETTINGS = (
 DISTANCES = "256,768,3000,10000,20000"
 LEAST_DISTANCE = 64
 
-HELP = "measure what recalling evicted turns is worth, and what it costs"
+HELP = "measure the benefit and the cost of recalling evicted turns"
 DESCRIPTION = (
-    "Plant numbers of five digits in a long chat and ask for them later: nats per digit and right numbers if the turn "
-    "stays evicted, is quoted as text, is put back by its number (/retry N), or by itself (auto_recall = on), and "
-    "with a cache that evicts nothing. Then: the rank of the right turn among many, compared with BM25, and the cost "
-    "in time to the first token and in perplexity of ordinary chat. The files are the text in between: books, or "
-    "chats in a format of `streamchat replay`, of which the first one is also the ordinary chat."
+    "State numbers of five digits in a long chat, and ask for them later. Measures nats per digit and right numbers if "
+    "the turn stays evicted, is quoted as text, or is recalled, by hand (/retry N) or automatically (auto_recall = "
+    "on), and with a cache that evicts nothing; the rank of the right turn among many, compared with BM25; and the "
+    "cost in time to first token and in perplexity of ordinary chat. The files provide the turns in between: books, "
+    "or chats in a format of `streamchat replay`. The first file is also the ordinary chat."
 )
 
 
@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--distances",
         default=DISTANCES,
         metavar="LIST",
-        help=f"tokens from a number to its question (default: {DISTANCES})",
+        help=f"tokens between a number and its question (default: {DISTANCES})",
     )
     own.add_argument(
         "--dense",
@@ -47,9 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="maximum distance that is also measured without eviction; 0 = none (default: 3000)",
     )
-    own.add_argument(
-        "--ranked", type=int, default=200, metavar="N", help="facts of which the right turn is ranked (default: 200)"
-    )
+    own.add_argument("--ranked", type=int, default=200, metavar="N", help="facts whose turn is ranked (default: 200)")
     own.add_argument(
         "--chat-turns", type=int, default=100, metavar="N", help="turns of ordinary chat; 0 = none (default: 100)"
     )
@@ -80,5 +78,5 @@ def _distances(text: str) -> list[int]:
     for word in words:
         number = parse_whole_number(word)
         if number is None or number < LEAST_DISTANCE:
-            raise ConfigError(f"--distances: {short(word, 80)} must be a whole number from {LEAST_DISTANCE}")
+            raise ConfigError(f"--distances: {short(word, 80)} must be a whole number, at least {LEAST_DISTANCE}")
     return sorted({int(word) for word in words})

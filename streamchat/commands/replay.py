@@ -103,10 +103,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--chaos",
         type=int,
         metavar="SEED",
-        help="disturb the run at moments drawn from SEED: stop it, move its clock, fill the disk, and more; then "
-        "check that nothing was lost or grows",
+        help="disturb the run at moments drawn from SEED: pause it, set its clock, fill the disk, and more; then "
+        "check that no finished turn was lost",
     )
-    # given to the measured process: where it reports, and that it only opens the session
+    # flags for the measured process: the pipe for its reports, and whether it only opens the session
     own.add_argument("--chaos-link", type=int, help=argparse.SUPPRESS)
     own.add_argument("--chaos-check", action="store_true", help=argparse.SUPPRESS)
     own.add_argument("--tui", action="store_true", help="watch the run in the app")

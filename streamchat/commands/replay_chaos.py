@@ -39,7 +39,7 @@ def check_chaos_flags(args: argparse.Namespace) -> None:
     """
     for flag, given in (("--tui", args.tui), ("--workers", args.workers), ("--ray", args.ray)):
         if given:
-            raise ConfigError(f"{flag} does not go with --chaos; replay without {flag}")
+            raise ConfigError(f"{flag} cannot be used with --chaos; replay without {flag}")
     if not hasattr(signal, "SIGSTOP"):
         raise ConfigError("--chaos needs Linux or macOS; on Windows, use it in WSL")
 

@@ -34,13 +34,15 @@ def read_workers_jobs(args: argparse.Namespace) -> Jobs:
     """Return the conversations that the arguments ask for.
 
     Raises:
-        ConfigError: An argument or a file is invalid, or does not go with workers.
+        ConfigError: An argument or a file is invalid, or cannot be used with workers.
     """
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers {args.workers} must be at least 1")
     for flag, given in (("--tui", args.tui), ("--repeat forever", args.repeat == "forever")):
         if given:
-            raise ConfigError(f"{flag} does not go with --workers or --ray; replay without workers, or without {flag}")
+            raise ConfigError(
+                f"{flag} cannot be used with --workers or --ray; replay without workers or without {flag}"
+            )
     return read_jobs(
         [paths.user_path(file) for file in args.files],
         args.format,
@@ -65,8 +67,8 @@ def replay_on_workers(
 
     if configuration.settings.metrics_port:
         raise ConfigError(
-            f"metrics_port = {configuration.settings.metrics_port} ({configuration.origin('metrics_port')}) does not "
-            "go with --workers or --ray: a run on workers serves no metrics"
+            f"metrics_port = {configuration.settings.metrics_port} ({configuration.origin('metrics_port')}) cannot "
+            "be used with --workers or --ray: a run on workers serves no metrics"
         )
     view = View(sys.stderr, jobs.turns, quiet=args.quiet)
     view.print_skipped(jobs.problems)

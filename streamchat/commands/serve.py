@@ -113,7 +113,7 @@ def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         "--replicas",
         default="1",
         metavar="N",
-        help="number of replicas with --ray; 1-4 = as many as the requests need (default: 1)",
+        help="number of replicas with --ray; 1-4 = scaled with the number of requests (default: 1)",
     )
     cluster.add_argument(
         "--replica-cpus", type=float, default=1.0, metavar="N", help="CPUs per replica with --ray (default: 1)"
@@ -124,7 +124,7 @@ def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument(
         "--shared",
         metavar="FOLDER",
-        help="folder of the sessions with --ray, which all machines must see (default: one on this machine)",
+        help="folder of the sessions with --ray, shared by all machines (default: a folder on this machine)",
     )
 
 

@@ -34,9 +34,9 @@ def serve_on_ray(args: argparse.Namespace, configuration: Configuration, options
     """
     replicas = parse_replicas(args.replicas, args.replica_cpus, args.replica_gpus)
     if configuration.settings.save == "never":
-        raise ConfigError("save = never does not go with --ray: other replicas continue a session from its saved state")
+        raise ConfigError("save = never cannot be used with --ray: replicas continue a session from its saved state")
     if options.port == 0:
-        raise ConfigError("--port 0 does not go with --ray; choose a port")
+        raise ConfigError("--port 0 cannot be used with --ray; choose a port")
     require_ray()
     token, is_new = "", False
     if options.token_file is not None or needs_token(options.host):

@@ -206,14 +206,14 @@ class Settings:
     )
     auto_recall: AutoRecall = _CACHE.harmless(
         "off",
-        "Evicted turns that match a message: put them back in context for the reply (on), name them (suggest), or do "
-        "nothing (off)",
+        "Recall of evicted turns that match a message: on puts them back in context for the reply, suggest names "
+        "them, off does nothing",
         choices=get_args(AutoRecall),
         live=True,
     )
     recall_share: float = _CACHE.harmless(
         0.25,
-        "Maximum share of the cache budget for turns that auto_recall puts back",
+        "Maximum share of the cache budget that auto_recall fills with evicted turns",
         minimum=0.0,
         above_minimum=True,
         maximum=0.5,

@@ -1,7 +1,7 @@
-"""Recalls evicted turns by itself: ranks them by the newest message, and puts the best ones back for its reply.
+"""Automatic recall: ranks the evicted turns by the newest message, and pages the best ones in for its reply.
 
-Recalled tokens are not evicted while the reply is generated. With the next message they are ordinary tokens again, the
-oldest ones, so they are evicted first unless that message asks for them, too.
+Recalled tokens are not evicted while the reply is generated. From the next message on, they are ordinary tokens, the
+oldest in the cache, so they are evicted first unless they match that message as well.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ MOST_TURNS = 3
 LEAST_OF_BEST = 0.5
 """A turn is recalled only if it scores at least this share of the best one."""
 LEAST_TOKENS = 16
-"""Less than this is not worth a recall."""
+"""Minimum number of tokens to recall of a turn."""
 EXCERPT_LENGTH = 60
-_NOT_RECALLED = "No turn could be put back: its keys and values are not archived, or there is no room for it."
+_NOT_RECALLED = "No turn could be recalled: the keys and values are not archived, or the cache has no room for them."
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An evicted turn that matches a message, and the passage that matches best."""
+    """An evicted turn that matches a message, and its best matching passage."""
 
     turn: TurnRecord
     passage: Passage
 
     @property
     def excerpt(self) -> str:
-        """The beginning of the passage, on one line."""
+        """The start of the passage, on one line."""
         text = " ".join(self.passage.text.split())
         return text if len(text) <= EXCERPT_LENGTH else text[: EXCERPT_LENGTH - 1].rstrip() + "…"
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What is recalled of a turn."""
+    """The part of a turn that is recalled."""
 
     turn: int
     run: Run
@@ -98,27 +98,27 @@ class AutoRecall:
                 return self._recall(turn, prompt_tokens, settings.recall_share, recent, find)
             return self._suggest(turn) if settings.auto_recall == "suggest" else None
         except Exception:
-            _log.exception("no turns are recalled for turn %d", turn.number)
+            _log.exception("recalling turns for turn %d failed", turn.number)
             turn.recalled, cache.recalled = (), ()
-            if set(cache.lengths) != {cache.length}:  # some layers have the tokens of a page
+            if set(cache.lengths) != {cache.length}:  # only some layers have the paged-in tokens
                 release_memory(self._feeder.device)
                 self._feeder.prefill_runs(cache.ledger.runs, len(self._log))
             return None
 
     def prepare(self, settings: Settings) -> None:
-        """Index the finished turns if the settings need that. Called between turns, so that no message waits for it."""
+        """Index the finished turns if the settings need it. Called between turns, so that no reply waits for it."""
         if settings.auto_recall != "off":
             try:
                 self._passages.update()
             except Exception:
-                _log.exception("the newest turn is not indexed")
+                _log.exception("indexing the newest turn failed")
 
     def candidates(self, message: str, recent: Sequence[Run] = ()) -> list[Candidate]:
         """Return the evicted turns that match `message`, at most `MOST_TURNS`, the best one first.
 
         Args:
             message: The text to rank them by.
-            recent: Runs of log indices that count as evicted though they are cached.
+            recent: Runs of log indices that count as evicted although they are cached.
         """
         if not can_page_in(self._cache) or not self._cache.tokens_evicted:
             return []
@@ -165,13 +165,14 @@ class AutoRecall:
         """Refuse turns that cannot be recalled.
 
         Raises:
-            ConfigError: One does not exist, or is in context already, or the cache cannot take tokens back.
+            ConfigError: A turn does not exist or is in context already, or tokens cannot be paged in.
         """
         if not can_page_in(self._cache):
-            raise ConfigError("this model's cache cannot take evicted tokens back")
+            raise ConfigError("tokens cannot be paged into this model's cache")
         for number in wanted:
             if not 1 <= number < len(self._log.turns):
-                raise ConfigError(f"turn {number} cannot be recalled: it is not before the newest turn")
+                newest = len(self._log.turns)
+                raise ConfigError(f"turn {number} cannot be recalled; choose one before turn {newest}, the newest")
             turn = self._log.turns[number - 1]
             if not missing_runs(self._cache, [_run_of(turn, self._cache)]):
                 raise ConfigError(f"turn {number} is in context already; /pin {number} retains it")
@@ -190,11 +191,11 @@ class AutoRecall:
     def _put_back(
         self, turn: TurnRecord, found: Sequence[Candidate], room: int, find: FindEvicted, started: float
     ) -> ev.TurnsRecalled | None:
-        """Put as much of the turns `found` back as fits into `room` tokens; return None if that is nothing."""
+        """Page in as much of the turns `found` as fits into `room` tokens; return None if nothing fits."""
         cache = self._cache
         parts = self._parts_of(found, room)
         kept = kept_tokens(cache, missing_runs(cache, _runs(parts)), find)
-        if kept is None:  # of some turn
+        if kept is None:  # some turn is not archived
             parts = [part for part in parts if kept_tokens(cache, missing_runs(cache, [part.run]), find) is not None]
             kept = kept_tokens(cache, missing_runs(cache, _runs(parts)), find)
         if not parts or kept is None:
@@ -220,7 +221,7 @@ class AutoRecall:
         return parts
 
     def _part_of(self, candidate: Candidate, room: int) -> _Part | None:
-        """Return the turn if it fits into `room` tokens, else as much of it around the passage; None for too little."""
+        """Return the turn if it fits into `room` tokens, else a part around the passage; None if that is too short."""
         first, stop = _run_of(candidate.turn, self._cache)
         if stop - first <= room:
             return _Part(candidate.turn.number, (first, stop), True)
@@ -233,7 +234,7 @@ class AutoRecall:
         return _Part(candidate.turn.number, (a, b), False) if b - a >= LEAST_TOKENS else None
 
     def _clean(self, index: int, most: int) -> int:
-        """Return the first log index from `index` on at which text may be cut, at most `most`."""
+        """Return the first log index from `index` on at which the text can be cut, but at most `most`."""
         return min(most, clean_cut(index, self._log, self._tokenizer))
 
 

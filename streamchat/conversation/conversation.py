@@ -253,7 +253,7 @@ class Conversation:
             text: The user's message.
             cancelled: Called before each forward; returns whether to stop.
             reply: A given reply; None to generate one.
-            recall: Numbers of evicted turns to put back for it; empty to do what the setting `auto_recall` says.
+            recall: Numbers of evicted turns to recall; empty to follow the setting `auto_recall`.
 
         Raises:
             TurnError: The turn failed and was rolled back.

@@ -1,6 +1,6 @@
-"""Cuts the finished turns of a conversation into passages of a few sentences, and keeps an index of their words.
+"""Splits the finished turns of a conversation into passages of a few sentences, and indexes their words.
 
-A long turn may have one sentence that matters; as a whole it would neither rank well nor fit next to the conversation.
+If only one sentence of a long turn matters, the whole turn would neither rank well nor leave room for the conversation.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from streamchat.conversation.log import TokenLog, TurnRecord
 from streamchat.store.passages import PassageIndex
 
 SHORT, LONG = 24, 40
-"""The next passage starts after the first sentence that ends between these numbers of tokens, at the latest after the
-second."""
+"""The next passage starts at the first end of a sentence after `SHORT` tokens, at the latest after `LONG` tokens."""
 OVERLAP = 12
-"""Tokens of the next passage that a passage has as well, so that a sentence between two is whole in one."""
+"""Tokens that a passage shares with the next one, so that a sentence at the border is complete in one of them."""
 _ENDS = (".", "!", "?", ":", ";", "\n", "。", "！", "？")
 
 
@@ -87,7 +86,7 @@ class Passages:
             first = next_first
 
     def _end_of(self, first: int, end: int) -> int:
-        if end - first <= LONG + OVERLAP:  # no rest of a few tokens
+        if end - first <= LONG + OVERLAP:  # otherwise, the last passage could have only a few tokens
             return end
         for at in range(first + SHORT, first + LONG):
             if self._ends_sentence(self._log.ids[at - 1]):

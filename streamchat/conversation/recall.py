@@ -52,7 +52,7 @@ def page_in_turn(cache: StreamingCache, log: TokenLog, number: int, find: FindEv
     if not missing:
         raise ConfigError(f"turn {number} is in context already; /pin {number} retains it")
     if not can_page_in(cache):
-        raise ConfigError("this model's cache cannot take evicted tokens back")
+        raise ConfigError("tokens cannot be paged into this model's cache")
     count = sum(stop - first for first, stop in missing)
     require_free_window(cache, run, count, f"paging in turn {number}")
     kept = kept_tokens(cache, missing, find)

@@ -1,8 +1,8 @@
 """Ranks the passages of a conversation by the words that they share with a message.
 
-The score is that of BM25 with four changes, which `streamchat recall-bench` measures: function words do not count;
-numbers and names count more; a word counts once per passage; and of two equal passages, the newer one is first. A
-passage that shares little with the message is not in the result at all, because ordinary messages ask for nothing.
+The score is BM25 with four changes, which `streamchat recall-bench` measures: stop words do not count; numbers and
+names count more; a word counts once per passage; and of two equal passages, the newer one ranks first. A passage that
+shares little with the message is not in the result at all, because most messages need no evicted turn.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RECENCY = 0.05
 LEAST_SHARE = 0.6
 """A passage matches if its words have at least this share of the weight of all words of the message ..."""
 LEAST_WORDS = 2
-"""... and are at least this number, if the message has so many."""
+"""... and these are at least this number of words, or all words of a shorter message ..."""
 LEAST_SCORE = 0.6
-"""... and score at least so much, in multiples of a word that one passage has."""
+"""... and score at least this, in multiples of the score of a word that only one passage has."""
 
-_FUNCTION_WORDS = (
+_STOP_WORDS = (
     "a about after again all also am an and any are aren as ask asked at back be because been before being but by can "
     "could did didn do does doesn doing don down each else even ever every few for forget forgot from get give go "
     "good got had has have having he hello help her here hers hey hi him his how however i if in into is isn it its "
@@ -42,7 +42,7 @@ _FUNCTION_WORDS = (
     "uses using ve very want was wasn way we well were what when where which while who whom whose why will with won "
     "would yes yet you your yours"
 )
-_IS_FUNCTION_WORD = frozenset(_FUNCTION_WORDS.split()).__contains__
+_IS_STOP_WORD = frozenset(_STOP_WORDS.split()).__contains__
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ def rank(message: str, index: PassageIndex) -> list[Match]:
 
 
 def _weights(message: str) -> dict[str, float]:
-    """Return the words of the message that may say what it is about, with their weights."""
+    """Return the words of the message that count, with their weights."""
     words = words_of(message)
     if len(words) > MOST_WORDS:
         words = [*words[: MOST_WORDS // 2], *words[-MOST_WORDS // 2 :]]
     weights: dict[str, float] = {}
     for number, word in enumerate(words):
         folded = word.casefold()
-        if _IS_FUNCTION_WORD(folded) or (len(word) == 1 and word.isascii() and not word.isdigit()):
+        if _IS_STOP_WORD(folded) or (len(word) == 1 and word.isascii() and not word.isdigit()):
             continue
         is_name = any(sign.isdigit() for sign in word) or (number > 0 and word[0].isupper())
         weights[folded] = max(weights.get(folded, 0.0), NAME_WEIGHT if is_name else 1.0)

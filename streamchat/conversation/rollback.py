@@ -141,7 +141,7 @@ class Rollback:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            _log.warning("not enough memory to put an earlier state of the cache together")
+            _log.warning("not enough memory to rebuild an earlier state of the cache")
             return None
 
     def start_turn(self, turn: TurnRecord, before: TurnStart) -> None:

@@ -20,7 +20,7 @@ def segments(
         log: Turns by log index; the tokens before the first turn are the system block.
         sinks: Number of log indices, from the start, that are attention sinks.
         pins: Runs of log indices that are never evicted.
-        recalled: Runs of log indices that were evicted, and put back for the newest message.
+        recalled: Runs of log indices that were recalled for the newest message.
     """
     pins, recalled = tuple(pins), tuple(recalled)
     found: list[Segment] = []

@@ -1,4 +1,4 @@
-"""Takes a conversation back to an earlier turn, or continues from there in a fork. Runs on the engine's thread."""
+"""Rewinds a conversation to an earlier turn, or continues after it in a fork. Runs on the engine's thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamchat.engine.hosting import ConversationHost
 from streamchat.sessions.archive import Archive
 
 MARKS = 64
-"""Turns before the one to go back to that can be undone afterwards."""
+"""Number of turns before the target of a rewind that can still be undone afterwards."""
 
 
 class TimeTravel:
@@ -39,7 +39,7 @@ class TimeTravel:
 
         Args:
             number: Turn number.
-            drop: Do it even if the conversation is not saved, so that the turns are lost.
+            drop: Rewind even if the conversation is not saved, which loses the turns.
 
         Raises:
             ConfigError: There is no such turn, or nothing would keep the later ones.
@@ -55,7 +55,7 @@ class TimeTravel:
         elif not drop:
             later = f"turn {count}" if number + 1 == count else f"turns {number + 1} to {count}"
             raise ConfigError(
-                f"this conversation is not saved, so {later} would be lost; `/rewind {number} yes` does it anyway"
+                f"this conversation is not saved, so {later} would be lost; `/rewind {number} yes` rewinds anyway"
             )
         undone = conversation.log.turns[number:]
         result = conversation.rewind(number, self._archive.marks(number + 1 - MARKS, number + 1))
@@ -73,7 +73,7 @@ class TimeTravel:
         self._archive.snapshot(self._host.active)
 
     def fork(self, number: int = 0) -> None:
-        """Continue in a fork that has the turns up to turn `number`, or all of them. The session stays as it is.
+        """Continue in a fork with the turns up to turn `number`, 0 for all. The current session does not change.
 
         Raises:
             ConfigError: There is no such turn, or the conversation is not saved.

@@ -57,7 +57,7 @@ class TurnRunner:
             text: The user's message.
             reply: A given reply; None to generate one.
             pin: Pin the turn unless it is rolled back. A turn that replaces a pinned one is always pinned.
-            recall: Numbers of evicted turns to put back for it; empty to do what the setting `auto_recall` says.
+            recall: Numbers of evicted turns to recall; empty to follow the setting `auto_recall`.
         """
         host = self._host
         job.running = True

@@ -117,7 +117,7 @@ def paged_in_sentence(event: ev.TurnPagedIn) -> str:
 
 
 def recalled_sentence(event: ev.TurnsRecalled) -> str:
-    """Which evicted turns are in context for the running turn."""
+    """Which evicted turns were recalled for the running turn."""
     turns, verb = format_turns(event.turns), "is" if len(event.turns) == 1 else "are"
     if not event.tokens:
         return f"{turns.capitalize()} {'stays' if verb == 'is' else 'stay'} in context for this message."
@@ -201,7 +201,7 @@ def rewound_sentence(event: ev.ConversationRewound) -> str:
     elif event.is_exact:
         text += f" The cache is exactly as it was then, without a prefill ({seconds})."
     else:
-        text += " The cached tokens are those of then; their keys may differ by rounding."
+        text += " The same tokens are cached as then; their keys may differ by rounding."
     if event.kept_as:
         text += f" /resume {event.kept_as} continues with the undone turns."
     return text
@@ -246,14 +246,14 @@ def skipped_sentence(sessions: Iterable[ImportedSession]) -> str:
 
 
 def session_line(info: SessionInfo, now: float, depth: int = 0) -> str:
-    """One line of the session list; `depth` is that of a fork in the tree."""
+    """One line of the session list; `depth` is the depth of a fork in the tree."""
     turns = plural(info.turns, "turn")
     name, title = one_line(info.model_name), one_line(info.title)
-    return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {name}  {branch_mark(info, depth)}{title}"
+    return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {name}  {fork_mark(info, depth)}{title}"
 
 
-def branch_mark(info: SessionInfo, depth: int) -> str:
-    """What stands before the title of a fork, at its depth in the tree; '' if its parent is not shown."""
+def fork_mark(info: SessionInfo, depth: int) -> str:
+    """Return the prefix of a fork's title, indented by its depth in the tree; '' if its parent is not shown."""
     return f"{'  ' * (depth - 1)}└ from turn {info.parent_turn}: " if depth else ""
 
 

@@ -18,7 +18,7 @@ class TurnVisibility:
     reply: Visibility = "visible"
     pinned: bool = False
     recalled: bool = False
-    """Some of it was evicted, and put back for the newest message."""
+    """Some of it was evicted and recalled for the newest message."""
 
     @property
     def evicted(self) -> bool:

@@ -137,8 +137,8 @@ class Chat:
         """Replace the newest reply by another one; events and errors as for `send`.
 
         Args:
-            turns: Numbers of evicted turns to put back in context for it. If one cannot be put back, the reply stays,
-                and the stream raises `TurnError`.
+            turns: Numbers of evicted turns to recall for it. If one cannot be recalled, the reply stays, and the stream
+                raises `TurnError`.
 
         Raises:
             ConfigError: The conversation has no turn.
@@ -226,24 +226,24 @@ class Chat:
         return self._calls.expect(rq.Undo(), ev.TurnUndone).text
 
     def rewind(self, turn: int, *, drop: bool = False) -> ev.ConversationRewound:
-        """Go back to the conversation as it was after a turn, however old; return how that was done.
+        """Go back to the conversation as it was after a turn, however old; return the result.
 
         A fork of the saved session keeps the later turns: `kept_as` of the result is its id. The cache is equal to the
-        bit (`is_exact`) if the archive has everything, else its tokens are prefilled again (`prefilled`).
+        bit (`is_exact`) if the archive has all keys and values; otherwise, tokens are prefilled again (`prefilled`).
 
         Args:
             turn: A turn before the newest.
-            drop: Also if the chat is not saved, so that the later turns are lost.
+            drop: Rewind even if the chat is not saved, which loses the later turns.
 
         Raises:
-            ConfigError: There is no such turn, or the chat is not saved.
+            ConfigError: There is no such turn, or the chat is not saved and `drop` is False.
         """
         return self._calls.expect(rq.Rewind(self._number(turn), drop), ev.ConversationRewound)
 
     def fork(self, turn: int | None = None) -> str:
-        """Continue after a turn, the newest by default, in a session of its own; return its id.
+        """Continue after a turn, the newest by default, in a new session; return its id.
 
-        The session that this chat had stays as it is, and `open` resumes it.
+        The previous session does not change; `open` resumes it.
 
         Raises:
             ConfigError: There is no such turn, or the chat is not saved.

@@ -152,7 +152,7 @@ class Seat:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the session must not go on here: another replica owns it, or its latest turn could not be saved."""
+        """Whether the session must not continue here: another replica owns it, or its latest turn was not saved."""
         return self._parts.is_shared and self._archive.is_lost
 
     def abandon(self) -> None:

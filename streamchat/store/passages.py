@@ -17,7 +17,7 @@ _RUN = re.compile(f"{UNSEGMENTED.pattern}+")
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text as the index has them, before stemming; scripts without spaces give pairs of signs."""
+    """Return the words of a text as in the index, before stemming; scripts without spaces give pairs of characters."""
     return _WORD.findall(_in_pairs(text))
 
 

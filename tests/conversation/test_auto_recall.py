@@ -134,7 +134,7 @@ def test_suggestions_change_nothing_until_they_are_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("turns", "why"),
-    [((99,), "turn 99 cannot be recalled: it is not before the newest turn"), ((10,), "turn 10 is in context already")],
+    [((99,), "turn 99 cannot be recalled; choose one before turn "), ((10,), "turn 10 is in context already")],
 )
 def test_a_turn_that_cannot_be_recalled_leaves_the_reply_alone(turns: tuple[int, ...], why: str) -> None:
     with talking() as chat:
@@ -153,7 +153,7 @@ def test_without_archived_keys_a_retry_says_so_and_replies() -> None:
         history.clear()
         finished = chat.turn("", lambda _: chat.engine.send(Retry((FACT_TURN,))))
         assert finished.reply
-        assert any("could be put back" in notice.text for notice in chat.of(ev.Notice))
+        assert any("could be recalled" in notice.text for notice in chat.of(ev.Notice))
         chat.turn(QUESTION)
         assert not chat.of(ev.TurnsRecalled)
 

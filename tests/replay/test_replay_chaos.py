@@ -336,7 +336,7 @@ def database(folder: Path, replies: dict[int, str]) -> Path:
     return path
 
 
-OTHER_CACHE = "the cache that a new process restored has other tokens than the cache of the run"
+OTHER_CACHE = "the cache that a new process restored differs from the cache of the run"
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ OTHER_CACHE = "the cache that a new process restored has other tokens than the c
     [
         ({1: "r", 2: ""}, (20, "c"), ""),
         ({1: "r"}, (20, "c"), "turn 2 of session s is not in the database"),
-        ({1: "R", 2: ""}, (20, "c"), "turn 1 of session s has another text in the database"),
+        ({1: "R", 2: ""}, (20, "c"), "turn 1 of session s has a different text in the database"),
         ({1: "r", 2: ""}, (10, "c"), "a new process has 10 tokens of the session, not 20"),
         (
             {1: "r", 2: ""},
@@ -392,7 +392,7 @@ def test_a_constant_figure_has_no_slope_even_with_disturbances() -> None:
 
 def test_a_slow_growth_is_found() -> None:
     found = measured(lambda index: 1 + index / 6000, lambda index: index % 9 == 0)
-    for name in ("memory", "processor time per token", "time to first token", "time per token"):
+    for name in ("memory", "CPU time per token", "time to first token", "time per token"):
         slope = found[name]
         assert slope.includes_zero is False
         assert slope.change is not None
@@ -414,7 +414,7 @@ def test_flags_that_do_not_go_with_chaos(flag: list[str], tmp_path: Path, capsys
     script = tmp_path / "script"
     script.write_text("one\ntwo")
     assert cli.main(["replay", str(script), "--out", str(tmp_path / "out"), "--chaos", "1", *flag]) == 2
-    assert f"{flag[0]} does not go with --chaos" in capsys.readouterr().err
+    assert f"{flag[0]} cannot be used with --chaos" in capsys.readouterr().err
 
 
 @pytest.mark.slow

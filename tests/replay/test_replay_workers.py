@@ -400,9 +400,9 @@ class InProcess(ScriptedWorker):
     ("arguments", "sentence"),
     [
         (["--workers", "0"], "--workers 0 must be at least 1"),
-        (["--workers", "2", "--tui"], "--tui does not go with --workers or --ray"),
-        (["--workers", "2", "--repeat", "forever"], "--repeat forever does not go with --workers or --ray"),
-        (["--workers", "2", "--metrics-port", "9100"], "metrics_port = 9100 (--metrics-port) does not go with"),
+        (["--workers", "2", "--tui"], "--tui cannot be used with --workers or --ray"),
+        (["--workers", "2", "--repeat", "forever"], "--repeat forever cannot be used with --workers or --ray"),
+        (["--workers", "2", "--metrics-port", "9100"], "metrics_port = 9100 (--metrics-port) cannot be used with"),
         (["--workers", "2", "--model", "no-such-model"], "no-such-model"),
     ],
 )

@@ -58,9 +58,9 @@ def test_files_of_a_killed_replica_are_deleted_and_those_of_a_running_one_stay(t
 @pytest.mark.parametrize(
     ("flags", "error"),
     [
-        (["--replicas=x"], "--replicas 'x' is not a number"),
-        (["--save=never"], "save = never does not go with --ray"),
-        (["--port=0"], "--port 0 does not go with --ray"),
+        (["--replicas=x"], "--replicas 'x' is neither a number"),
+        (["--save=never"], "save = never cannot be used with --ray"),
+        (["--port=0"], "--port 0 cannot be used with --ray"),
     ],
 )
 def test_wrong_flags_are_reported_before_anything_starts(

@@ -319,5 +319,5 @@ def test_a_model_with_a_state_reads_the_text_again(database: Path) -> None:
         talk(chat)
         keep(chat, 2)
         chat.wait(ev.TurnFinished, TURNS + 1)
-        assert any("cannot take evicted tokens back; the message is quoted" in each.text for each in chat.of(ev.Notice))
+        assert any("into this model's cache; the message is quoted" in each.text for each in chat.of(ev.Notice))
     assert not (database.parent / "evicted").exists()

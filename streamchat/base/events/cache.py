@@ -30,7 +30,7 @@ class Segment:
     recalled, only a part of it."""
     pinned: bool = False
     recalled: bool = False
-    """Whether it was evicted, and put back for the newest message."""
+    """Whether it was evicted and recalled for the newest message."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class CacheState:
     segments: tuple[Segment, ...] = ()
     """Contents of the slots, in order; their tokens add up to `length`."""
     recalled: int = 0
-    """Tokens of the window that were evicted, and put back for the newest message."""
+    """Tokens of the window that were recalled for the newest message."""
 
 
 @dataclass(frozen=True)
@@ -102,20 +102,20 @@ class TurnPagedIn(Event):
 
 @dataclass(frozen=True)
 class TurnsRecalled(Event):
-    """Evicted turns that match the message of the running turn are in context for it, without a prefill."""
+    """Evicted turns were recalled for the running turn, without a prefill."""
 
     turn: int
     """The running turn."""
     turns: tuple[int, ...]
-    """The recalled turns, in ascending order; none if no earlier recalled turn stays either."""
+    """The recalled turns, in ascending order, including those that were still cached after an earlier recall."""
     partly: tuple[int, ...]
-    """Those of which only a part fits."""
+    """Those of which only a part was recalled, because the rest did not fit."""
     tokens: int
-    """Number of tokens that were put back. Those of an earlier recall may be cached still."""
+    """Number of tokens that were paged in; 0 if all were still cached after an earlier recall."""
     runs: tuple[tuple[int, int], ...]
-    """Their ranges of token log indices."""
+    """Ranges of token log indices of these tokens."""
     seconds: float
-    """For ranking the turns and putting them back."""
+    """Time to rank the turns and page them in."""
     cache: CacheState
 
 
@@ -127,7 +127,7 @@ class RecallSuggested(Event):
     """The running turn."""
     turns: tuple[int, ...]
     excerpts: tuple[str, ...]
-    """The beginning of the part that matches, for each of them."""
+    """The start of the matching passage of each turn."""
 
 
 @dataclass(frozen=True)

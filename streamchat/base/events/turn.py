@@ -65,7 +65,7 @@ class TurnStats:
     """Device memory allocated by torch; None on a CPU."""
     finish_reason: FinishReason
     recalled: tuple[int, ...] = ()
-    """Evicted turns that were put back into the context for this turn."""
+    """Evicted turns that were recalled for this turn."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of a `--stats-json` line."""
@@ -103,7 +103,7 @@ class TurnUndone(Event):
     restored: int = 0
     """Tokens that the turn had evicted and that are cached again."""
     prefilled: int = 0
-    """Tokens that had to be prefilled again for that."""
+    """Tokens that were prefilled again."""
     seconds: float = 0.0
     replaced: bool = False
     """A new attempt follows immediately."""
@@ -113,20 +113,20 @@ class TurnUndone(Event):
 
 @dataclass(frozen=True)
 class ConversationRewound(Event):
-    """All turns after a turn were undone; a `TurnUndone` came for each."""
+    """All turns after turn `turn` were undone; a `TurnUndone` for each precedes this event."""
 
     turn: int
     """The newest turn now."""
     undone: int
     """Number of turns that were undone."""
     kept_as: str
-    """Id of the session that has them; '' if none has."""
+    """Id of the fork that keeps them; '' if there is none."""
     is_exact: bool
-    """Whether the cache is as it was then, to the bit."""
+    """Whether the cache equals the cache after that turn, to the bit."""
     restored: int
     """Tokens that had been evicted since and are cached again."""
     prefilled: int
-    """Tokens that had to be prefilled again for that."""
+    """Tokens that were prefilled again."""
     seconds: float
-    """For all of it, with saving the session that has the undone turns."""
+    """Total time, including the creation of the fork."""
     cache: CacheState

@@ -1,1 +1,1 @@
-"""What recalling evicted turns is worth, and what it costs."""
+"""The benefit and the cost of recalling evicted turns."""

@@ -1,4 +1,4 @@
-"""Planted facts, and the turns between them: from chats with replies, or from a book."""
+"""Facts to recall, and the turns between them: from chats with replies, or from a book."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ASKS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """A number that the user says once, and asks for later."""
+    """A number that the user states once, and asks for later."""
 
     statement: str
     question: str

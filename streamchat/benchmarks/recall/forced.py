@@ -19,7 +19,7 @@ from streamchat.conversation.log import TurnRecord
 from streamchat.models.load import LoadedModel
 
 Way = Literal["off", "text", "by hand", "on"]
-"""How the turn with the answer comes back: not at all, quoted as text, by its number, or by itself."""
+"""How the turn with the answer is put back in context: not at all, quoted, recalled by number, or automatically."""
 
 
 @dataclass
@@ -107,7 +107,7 @@ class ForcedChat:
         Args:
             message: The user's message.
             reply: The reply.
-            way: How an evicted turn comes back.
+            way: How an evicted turn is put back in context.
             turn: The turn, for 'text' and 'by hand'.
             most: Maximum tokens of the reply; 0 for all.
         """

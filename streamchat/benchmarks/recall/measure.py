@@ -20,7 +20,7 @@ from streamchat.store.passages import PassageIndex, words_of
 NOTED = "I will remember it."
 WAYS: tuple[Way, ...] = ("off", "text", "by hand", "on")
 BEST = 3
-"""A right turn among so many best ones counts as found."""
+"""A right turn counts as found if it is among this many best ones."""
 SPREAD = 512
 """Maximum tokens between two facts."""
 WARM_UP = 2
@@ -68,18 +68,18 @@ class TimeFigures:
     """CPU time of the thread that runs the model, for the turn with one token of reply."""
     on_cpu_s: list[float]
     tokens: float
-    """Mean number of tokens that were put back."""
+    """Mean number of tokens that were paged in."""
 
 
 @dataclass(frozen=True)
 class RankFigures:
-    """For how many facts the right turn is among the best."""
+    """Number of facts whose turn is among the best ones."""
 
     facts: int
     turns: int
     ranked: int
     bm25: int
-    """The same by FTS5's BM25 over whole turns and all words of the question."""
+    """The same with FTS5's BM25 over whole turns and all words of the question."""
 
 
 def measure_digits(
@@ -89,14 +89,14 @@ def measure_digits(
     filler: Iterator[tuple[str, str]],
     progress: Progress,
 ) -> list[DigitFigures]:
-    """Say all facts, spread over one conversation, and ask for each at every distance in every way.
+    """State all facts, spread over one conversation, and ask for each at every distance in every way.
 
     Args:
         chat: A new conversation.
         facts: The facts.
         distances: Ascending numbers of tokens between a fact and its question.
         filler: Turns for the distance.
-        progress: Shows how far it is.
+        progress: Shows the progress.
     """
     figures = {(way, distance): DigitFigures(way, distance) for distance in distances for way in WAYS}
     gap = min(SPREAD, max(distances) // len(facts))
@@ -178,7 +178,7 @@ def measure_cost(
         filler: Its turns.
         turns: How many of them.
         reply_tokens: Tokens of each reply that are scored.
-        progress: Shows how far it is.
+        progress: Shows the progress.
     """
     off, on, recalled, scored = list[float](), list[float](), 0, 0
     for number in range(turns):

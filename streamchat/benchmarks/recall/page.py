@@ -30,7 +30,7 @@ from streamchat.config.loader import Configuration
 from streamchat.reports.page import Page, Table, facts
 
 DENSE_ROOM = 1536
-"""Room of a dense cache beyond the distance: the last turn before the question may exceed it by much."""
+"""Tokens of a dense cache beyond the distance, because the last turn before the question may far exceed it."""
 SPACING = 3
 """Turns between two facts that are ranked."""
 REPLY_TOKENS = 48
@@ -38,7 +38,7 @@ REPLY_TOKENS = 48
 NAMES = {
     "off": "evicted",
     "text": "quoted as text",
-    "by hand": "put back (/retry N)",
+    "by hand": "recalled by hand (/retry N)",
     "on": "auto_recall = on",
     "dense": "never evicted (dense)",
 }
@@ -120,7 +120,7 @@ def _costs(ranks: RankFigures, times: TimeFigures, cost: CostFigures | None) -> 
         f"first token after {times.turns:,} turns, without recall (median)": _ms(times.off_s),
         f"with recall of {times.tokens:.0f} tokens": _ms(times.on_s),
         "difference (median of pairs)": _difference(times.off_s, times.on_s),
-        "difference in CPU time of the thread": _difference(times.off_cpu_s, times.on_cpu_s),
+        "difference in CPU time of the model's thread": _difference(times.off_cpu_s, times.on_cpu_s),
     }
     if cost is not None:
         values |= {

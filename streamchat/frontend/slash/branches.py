@@ -12,12 +12,12 @@ from streamchat.frontend.slash.registry import SlashCommand, SlashContext, Slash
 
 
 def rewind_done(event: ev.Event) -> bool:
-    """Whether turns were undone, or could not be."""
+    """Whether the rewind is done or was refused."""
     return isinstance(event, ev.ConversationRewound) or _is_refusal(event)
 
 
 def fork_done(event: ev.Event) -> bool:
-    """Whether the fork was opened, or could not be."""
+    """Whether the fork is open or was refused."""
     return isinstance(event, ev.ConversationResumed) or _is_refusal(event)
 
 
@@ -41,7 +41,7 @@ def _fork(context: SlashContext, argument: str) -> SlashResult:
 
 
 def _turn(context: SlashContext, argument: str) -> int:
-    """The turn that `argument` names.
+    """Return the turn number in `argument`.
 
     Raises:
         ConfigError: There is no such turn.
@@ -64,4 +64,4 @@ def _complete(context: SlashContext, argument: str) -> list[tuple[str, str]]:
 
 _command = partial(SlashCommand, asks_engine=True, needs_idle=True, complete=_complete)
 REWIND = _command("rewind", "N", "go back to turn N; a fork keeps the later turns", _rewind)
-FORK = _command("fork", "[N]", "continue after turn N in a session of its own", _fork)
+FORK = _command("fork", "[N]", "continue after turn N in a new session", _fork)

@@ -69,7 +69,7 @@ class SessionCommands:
             request(
                 "retry",
                 "[TURN ...]",
-                "regenerate the last reply, with evicted turns back in context",
+                "regenerate the last reply; recall the given evicted turns",
                 self.retry,
                 ("again",),
             ),

@@ -49,11 +49,11 @@ def check_kept(log: ChaosLog, database: Path) -> Kept:
         result = "not opened"
         faults.append(f"a new process did not open the session {last['session']}")
     elif reopened["tokens"] != last["tokens"]:
-        result = "another token log"
+        result = "a different token log"
         faults.append(f"a new process has {reopened['tokens']:,} tokens of the session, not {last['tokens']:,}")
     elif reopened["cached"] != last["cached"]:
-        result = "other cached tokens"
-        faults.append("the cache that a new process restored has other tokens than the cache of the run")
+        result = "different cached tokens"
+        faults.append("the cache that a new process restored differs from the cache of the run")
     else:
         result = f"{last['tokens']:,} tokens, and the same cached tokens"
     return Kept(len(log.turns), tuple(faults), result)
@@ -75,5 +75,5 @@ def _stored_faults(log: ChaosLog, database: Path) -> list[str]:
         if key not in stored:
             faults.append(f"{where} is not in the database")
         elif stored[key] != (turn["text"], turn["reply"]):
-            faults.append(f"{where} has another text in the database")
+            faults.append(f"{where} has a different text in the database")
     return faults if len(faults) <= MAX_FAULTS else [*faults[:MAX_FAULTS], f"and {len(faults) - MAX_FAULTS} more"]

@@ -1,4 +1,4 @@
-"""Carries out the plan in the measured process: at seeded moments, disturbs it, or asks its supervisor to do so."""
+"""Carries out the plan in the measured process: disturbs it at seeded moments, or asks its supervisor to do so."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def chaos_lines(chaos: dict[str, Any]) -> list[str]:
     width = max(len(slope["name"]) for slope in chaos["slopes"])
     lines += [f"  {slope['name']:<{width}}  {slope['text']}" for slope in chaos["slopes"]]
     kept = chaos["kept"]
-    lines.append(f"  {'kept':<{width}}  {plural(kept['turns'], 'turn')} compared; reopened: {kept['reopened']}")
+    lines.append(f"  {'checked':<{width}}  {plural(kept['turns'], 'turn')} compared; reopened: {kept['reopened']}")
     return lines + [f"  {'LOST':<{width}}  {fault}" for fault in kept["faults"]]
 
 
@@ -73,7 +73,7 @@ def chaos_tables(chaos: dict[str, Any]) -> list[Table]:
     caption = f"{more} in report.json." if left_out else ""
     notices = [(str(count), text) for text, count in chaos["notices"].items()]
     tables = [
-        Table(f"Chaos, seed {chaos['seed']}", ("kind", "how often", "what it does"), kinds),
+        Table(f"Chaos, seed {chaos['seed']}", ("kind", "count", "what it does"), kinds),
         Table(
             "Slopes",
             ("figure", "change"),
@@ -83,4 +83,4 @@ def chaos_tables(chaos: dict[str, Any]) -> list[Table]:
         Table("Nothing lost", ("check", "result"), kept),
         Table("Disturbances", ("turn", "piece of the reply", "kind", "what"), done, caption),
     ]
-    return [*tables, Table("What the user was told", ("times", "sentence"), notices)] if notices else tables
+    return [*tables, Table("Notices", ("count", "notice"), notices)] if notices else tables

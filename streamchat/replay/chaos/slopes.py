@@ -66,7 +66,7 @@ def slopes(log: ChaosLog, rows: Sequence[dict[str, Any]]) -> list[Slope]:
     for name, unit in names:
         known = [(sample["index"], float(sample[name])) for sample in samples if sample[name] is not None]
         found.append(_slope(name, unit, known))
-    found.append(_slope("processor time per token", "share", _processor_shares(samples, rows)))
+    found.append(_slope("CPU time per token", "share", _processor_shares(samples, rows)))
     judged = [row for row in rows[warm_up:] if row["index"] not in log.disturbed]
     first = [row for row in judged if row["ttft_s"] is not None]
     shares = without_length([(row["prompt_tokens"], row["ttft_s"]) for row in first])
@@ -78,7 +78,7 @@ def slopes(log: ChaosLog, rows: Sequence[dict[str, Any]]) -> list[Slope]:
 
 
 def _processor_shares(samples: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
-    """Return the processor time per token between two samples, as a share of the usual one."""
+    """Return the CPU time per token between two samples, as a share of the usual one."""
     tokens = {row["index"]: row["prompt_tokens"] + row["new_tokens"] + row["given_tokens"] for row in rows}
     figures = []
     for before, after in pairwise(samples):

@@ -1,4 +1,4 @@
-"""The gateway: checks requests, finds the replica of their session, and passes the answer on."""
+"""The gateway: checks requests, finds the replica of their session, and forwards its answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from streamchat.store.shared.folder import SharedFolder
 
 _log = logging.getLogger(__name__)
 ATTEMPTS = 3
-"""How often a request is sent, if replicas are lost before they answer."""
+"""Maximum number of times that a request is sent, if replicas are lost before they answer."""
 Answer = Callable[[dict[str, Any], bytes, str], AsyncIterator[list[dict[str, Any]]]]
 """(scope, body, route) -> the messages of a replica."""
 
@@ -35,7 +35,7 @@ class ReplicaLostError(Exception):
 
 
 class Gateway:
-    """Passes requests on to replicas.
+    """Forwards requests to replicas.
 
     Args:
         plan: What all parts have in common.
@@ -57,7 +57,7 @@ class Gateway:
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/metrics":
-            raise ApiError(404, "a cluster has no /metrics; Ray exports the figures of its replicas", code="not_found")
+            raise ApiError(404, "a cluster has no /metrics; Ray exports the metrics of its replicas", code="not_found")
         body = await read_body(HttpRequest(scope, receive).stream(), self._plan.options.limits.body_bytes)
         directory = await self._find_directory()
         for attempt in range(ATTEMPTS):
@@ -85,7 +85,7 @@ class Gateway:
 
 
 class _Endpoint:
-    """An endpoint that gets the messages of ASGI: Starlette treats functions in another way."""
+    """An ASGI endpoint; a class, because Starlette would wrap a function as a request handler."""
 
     def __init__(self, answer: ASGIApp) -> None:
         self._answer = answer

@@ -1,4 +1,4 @@
-"""A folder of one replica for files that nobody needs after it: those of killed replicas are deleted."""
+"""A local folder for the temporary files of one replica; folders of killed replicas are deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all parts of a server on a Ray cluster have in common. Needs none of the optional libraries."""
+"""What all parts of a server on a Ray cluster share. Needs none of the optional libraries."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ MAX_REPLICAS = 10_000
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas there are, and what each of them needs."""
+    """The number of replicas, and the resources of each."""
 
     least: int = 1
     most: int = 1
-    """More than `least`: Ray Serve starts and ends replicas by the number of requests."""
+    """If larger than `least`, Ray Serve scales the replicas with the number of requests."""
     cpus: float = 1.0
     gpus: float = 0.0
 
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """What gateway and replicas have in common."""
+    """What the gateway and the replicas share."""
 
     configuration: Configuration
     options: Options
@@ -37,7 +37,7 @@ class ClusterPlan:
     shared: Path
     """Folder of the sessions, the same one on all machines."""
     shared_id: str
-    """Its identity, by which a replica sees that it is the same one."""
+    """Its identity, by which a replica checks that it uses the same folder."""
     replicas: Replicas
 
 
@@ -49,7 +49,7 @@ def parse_replicas(text: str, cpus: float, gpus: float) -> Replicas:
     """
     found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", text, re.ASCII)
     if found is None:
-        raise ConfigError(f"--replicas {text!r} is not a number, or a range such as 1-4")
+        raise ConfigError(f"--replicas {text!r} is neither a number nor a range such as 1-4")
     least, most = int(found[1]), int(found[2] or found[1])
     if not 1 <= least <= most <= MAX_REPLICAS:
         raise ConfigError(f"--replicas {text} must be from 1 to {MAX_REPLICAS}, the smaller number first")

@@ -41,7 +41,7 @@ class Replica:
         folder = SharedFolder(plan.shared, name)
         if folder.identity() != plan.shared_id:
             raise StoreError(
-                f"the machine {socket.gethostname()} has another folder at {plan.shared}; mount the shared folder there"
+                f"the machine {socket.gethostname()} has a different folder at {plan.shared}; mount the shared one"
             )
         self._local = LocalFolder(paths.cache_dir() / "replicas", name)
         state = ReplicaState(folder)

@@ -28,7 +28,7 @@ from streamchat.store.shared.log import read_log
 _OWNER, _LOG, _CACHE = "owner-", "log-", "cache-"
 _NAME = re.compile(r"[a-z0-9]{1,32}", re.ASCII)
 ATTEMPTS = 5
-"""How often a session is claimed, or read, while other replicas claim it."""
+"""Maximum attempts to claim or read a session while other replicas claim it."""
 NEWEST = 4
 """Exchanges of a session, the newest ones, by which it can be found."""
 
@@ -115,7 +115,7 @@ class SharedFolder:
                 if found is None:
                     raise SessionError(f"the session {session!r} has no finished turn")
                 return found
-        raise SessionError(f"other replicas claim the session {session!r}; try again later")
+        raise SessionError(f"other replicas keep claiming the session {session!r}; try again later")
 
     def owns(self, session: str) -> bool:
         """Return whether this replica owns a session now."""
@@ -266,7 +266,7 @@ class SharedFolder:
                 self._tail(key).unlink()
 
     def identity(self) -> str:
-        """Return a text that tells this folder from others of the same name on other machines; create the folder.
+        """Return a text that identifies this folder, whatever its path on other machines; create the folder.
 
         Raises:
             StoreError: It cannot be used.

@@ -18,7 +18,7 @@ from textual.widgets.option_list import Option
 from streamchat.base.errors import StoreError
 from streamchat.base.formatting import human_when, plural
 from streamchat.base.sanitize import one_line
-from streamchat.frontend.messages import branch_mark, excerpt
+from streamchat.frontend.messages import excerpt, fork_mark
 from streamchat.frontend.saved import open_store
 from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
@@ -196,7 +196,7 @@ class SessionsScreen(FinderScreen[str]):
             here = " · open" if info.id == self._here else ""
             rows.append(
                 Row(
-                    branch_mark(info, depth) + info.title,
+                    fork_mark(info, depth) + info.title,
                     f"{human_when(info.updated, now)} · {turns} · {info.model_name} · {info.id}{here}",
                 )
             )

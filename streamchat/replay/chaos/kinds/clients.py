@@ -14,16 +14,16 @@ from streamchat.replay.chaos.kind import Outside, Target, Values
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 WEIGHTS = {"monitor": 1, "killed monitor": 1, "reader": 3, "scraper": 3, "half scraper": 2}
-"""Form of a client -> how often it comes."""
+"""Form of a client -> its relative frequency."""
 
 
 class Clients(Outside):
-    """A client that comes for some seconds."""
+    """A client that runs for some seconds."""
 
     name = "clients"
     what = (
-        "`streamchat monitor` comes and goes or is killed, another program holds a read transaction on the database, "
-        "and the metrics are read or their connection is reset in the middle of a request"
+        "`streamchat monitor` starts and exits or is killed, another program holds a read transaction on the database, "
+        "and a client reads the metrics or resets its connection in the middle of the request"
     )
     every = 8
 

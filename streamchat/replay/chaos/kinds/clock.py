@@ -29,7 +29,7 @@ class ClockJump(Inside):
     def describe(self, values: Values) -> str:
         seconds = values["seconds"]
         if not seconds:
-            return "clock set right"
+            return "clock corrected"
         return f"clock set {human_seconds(abs(seconds))} {'ahead' if seconds > 0 else 'back'}"
 
     def slow_for_s(self, values: Values) -> float:

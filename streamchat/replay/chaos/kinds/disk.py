@@ -8,7 +8,7 @@ from streamchat.base.formatting import human_bytes, plural
 from streamchat.replay.chaos.kind import Inside, Values
 
 LIMITS = (0, 4096, 65_536, 1_000_000)
-"""Bytes up to which files can still be written."""
+"""Sizes in bytes up to which files can still grow."""
 
 
 class FullDisk(Inside):
@@ -19,8 +19,8 @@ class FullDisk(Inside):
 
     name = "disk"
     what = (
-        "the disk is full for some turns; simulated: the system refuses every write beyond a size (RLIMIT_FSIZE), "
-        "with EFBIG instead of ENOSPC"
+        "the disk is full for some turns; simulated: every write beyond a file size (RLIMIT_FSIZE) fails, with EFBIG "
+        "instead of ENOSPC"
     )
     every = 25
 
@@ -28,14 +28,14 @@ class FullDisk(Inside):
         try:
             import resource
         except ImportError:
-            return "this system has no limit on the size of files"
-        return "" if resource.getrlimit(resource.RLIMIT_FSIZE)[1] < 0 else "the size of files is limited already"
+            return "this system cannot limit the size of files"
+        return "" if resource.getrlimit(resource.RLIMIT_FSIZE)[1] < 0 else "the size of files is already limited"
 
     def draw(self, rng: random.Random) -> Values:
         return {"bytes": rng.choice(LIMITS), "turns": rng.randint(1, 3)}
 
     def describe(self, values: Values) -> str:
-        return f"no writes beyond {human_bytes(values['bytes'])} of a file, for {plural(values['turns'], 'turn')}"
+        return f"no file grows beyond {human_bytes(values['bytes'])} for {plural(values['turns'], 'turn')}"
 
     def apply(self, values: Values) -> None:
         import resource

@@ -9,16 +9,16 @@ from streamchat.base.formatting import plural
 from streamchat.replay.chaos.kind import Outside, Target, Values
 
 USUAL = (100, 30)
-"""Columns and rows of the terminal between two storms."""
+"""Columns and rows of the terminal between two disturbances."""
 SMALL, LARGE = (20, 6), (300, 100)
 """Columns and rows; a quarter of all sizes is at most `SMALL`, and the least is 1 x 1."""
 
 
 class Resize(Outside):
-    """A storm of sizes. The app runs on a pseudo-terminal in the measured process."""
+    """Many sizes in a row. The app runs on a pseudo-terminal in the measured process."""
 
     name = "resize"
-    what = "the app's terminal changes its size many times, down to 1 x 1; the terminal is a pseudo-terminal"
+    what = "the app's terminal changes its size many times in a row, down to 1 x 1; simulated: on a pseudo-terminal"
     every = 12
 
     def missing(self) -> str:
