@@ -14,7 +14,8 @@ from streamchat.cache.context import context_length
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.budget import resolve_cache_size
-from streamchat.frontend.messages import eviction_sentence, format_turns
+from streamchat.base.formatting import format_turns
+from streamchat.frontend.messages import eviction_sentence
 from streamchat.frontend.status import StatusBoard
 from streamchat.frontend.status_table import memory_rows
 from streamchat.sessions.settings import resumed_configuration
