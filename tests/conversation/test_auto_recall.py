@@ -155,6 +155,19 @@ def test_a_turn_that_was_recalled_for_the_newest_one_can_be_recalled_again(auto_
             assert len(set(finished.stats.recalled)) == len(finished.stats.recalled)
 
 
+def test_an_excerpt_has_no_role_names_of_the_template(tmp_path: Path) -> None:
+    store = tmp_path / "streamchat.db"
+    with talking(auto_recall="suggest", store=store) as chat:
+        chat.turn(QUESTION)
+        [shown] = chat.of(ev.RecallSuggested)
+        session = chat.of(ev.SessionOpened)[-1].session
+    assert shown.excerpts[0].startswith("my locker code is 48213")
+    assert "assistant" not in shown.excerpts[0]
+    with running(cache_size=192, auto_recall="suggest", store=store, session=session) as chat:
+        chat.turn(QUESTION)
+        assert chat.of(ev.RecallSuggested)[-1].excerpts[0] == shown.excerpts[0]
+
+
 def test_turns_that_do_not_fit_are_named() -> None:
     with talking(auto_recall="off") as chat:
         chat.turn(QUESTION)
