@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 
 def parse_whole_number(text: str) -> int | None:
@@ -35,6 +36,18 @@ def _plain(text: str) -> str:
 def plural(count: int, noun: str, many: str = "") -> str:
     """Return `1 turn` or `1,234 turns`. `many` is the plural if it is not formed with an s."""
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def format_turns(turns: Sequence[int]) -> str:
+    """(1, 2, 3) -> 'turns 1-3', (4,) -> 'turn 4', (1, 2, 5) -> 'turns 1-2, 5'."""
+    runs: list[list[int]] = []
+    for turn in sorted(turns):
+        if runs and turn == runs[-1][1] + 1:
+            runs[-1][1] = turn
+        else:
+            runs.append([turn, turn])
+    words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"{'turn' if len(turns) == 1 else 'turns'} {words}"
 
 
 def human_bytes(count: float) -> str:

@@ -22,11 +22,12 @@ class Submit:
 class Retry:
     """Undo the newest turn and reply to its message again: `TurnUndone`, then as for `Submit`.
 
-    Without a turn, or if one of `turns` cannot be recalled, a `TurnFinished` with an error follows.
+    Without a turn, or if one of `turns` does not exist or is in context already, the only event is a `TurnFinished` with
+    an error.
     """
 
     turns: tuple[int, ...] = ()
-    """Numbers of evicted turns to recall for the reply: `TurnsRecalled`, or a `Notice` that says why not."""
+    """Numbers of evicted turns to recall for the reply: `TurnsRecalled`, and a `Notice` about those that are not."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser,
         (
             *("model", "adapter", "device", "dtype", "weights", "kernels", "decode", "attention", "kv_dtype"),
-            *("cache_size", "compression_ratio", "num_sink_tokens", "evict"),
+            *("cache_size", "compression_ratio", "num_sink_tokens", "evict", "auto_recall", "recall_share"),
             *("on_full", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed"),
             *(name for name in setting_fields() if name.startswith("dry_")),
             "loop_guard",

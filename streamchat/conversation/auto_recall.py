@@ -14,6 +14,7 @@ from typing import Any
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
+from streamchat.base.formatting import format_turns
 from streamchat.cache.eviction.policy import Run, merged_runs
 from streamchat.cache.paging import can_page_in, missing_runs, page_in
 from streamchat.cache.streaming import StreamingCache
@@ -37,7 +38,6 @@ LEAST_OF_BEST = 0.5
 LEAST_TOKENS = 16
 """Minimum number of tokens to recall of a turn."""
 EXCERPT_LENGTH = 60
-_NOT_RECALLED = "No turn could be recalled: the keys and values are not archived, or the cache has no room for them."
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class AutoRecall:
 
     def before_reply(
         self, turn: TurnRecord, prompt_tokens: int, settings: Settings, wanted: Sequence[int], find: FindEvicted
-    ) -> ev.Event | None:
-        """Recall or suggest turns for the message of `turn`, as the settings say; return the event of that, if any.
+    ) -> Sequence[ev.Event]:
+        """Recall or suggest turns for the message of `turn`, as the settings say; return the events of that, if any.
 
         A failure is logged, and the reply does without recalled turns.
 
@@ -93,17 +93,20 @@ class AutoRecall:
         recent, cache.recalled = cache.recalled, ()
         try:
             if wanted:
-                return self._recall_wanted(turn, prompt_tokens, wanted, find) or ev.Notice(_NOT_RECALLED, "warning")
+                return self._recall_wanted(turn, prompt_tokens, wanted, find)
+            event: ev.Event | None = None
             if settings.auto_recall == "on":
-                return self._recall(turn, prompt_tokens, settings.recall_share, recent, find)
-            return self._suggest(turn) if settings.auto_recall == "suggest" else None
+                event = self._recall(turn, prompt_tokens, settings.recall_share, recent, find)
+            elif settings.auto_recall == "suggest":
+                event = self._suggest(turn)
+            return () if event is None else (event,)
         except Exception:
             _log.exception("recalling turns for turn %d failed", turn.number)
             turn.recalled, cache.recalled = (), ()
             if set(cache.lengths) != {cache.length}:  # only some layers have the paged-in tokens
                 release_memory(self._feeder.device)
                 self._feeder.prefill_runs(cache.ledger.runs, len(self._log))
-            return None
+            return (_not_recalled(wanted),) if wanted else ()
 
     def prepare(self, settings: Settings) -> None:
         """Index the finished turns if the settings need it. Called between turns, so that no reply waits for it."""
@@ -154,27 +157,33 @@ class AutoRecall:
 
     def _recall_wanted(
         self, turn: TurnRecord, prompt_tokens: int, wanted: Sequence[int], find: FindEvicted
-    ) -> ev.TurnsRecalled | None:
+    ) -> list[ev.Event]:
         started = time.perf_counter()
         self._passages.update()
         matches = {candidate.turn.number: candidate for candidate in self.candidates(turn.text)}
         found = [matches.get(number) or self._first_of(number) for number in wanted]
-        return self._put_back(turn, found, self._room(prompt_tokens, 1.0), find, started)
+        event = self._put_back(turn, found, self._room(prompt_tokens, 1.0), find, started)
+        left = [number for number in wanted if number not in turn.recalled]
+        return [*([] if event is None else [event]), *([_not_recalled(left)] if left else [])]
 
     def require_evicted(self, wanted: Sequence[int]) -> None:
-        """Refuse turns that cannot be recalled.
+        """Refuse turns that cannot be recalled for the newest turn, which is undone first.
+
+        A turn that is cached only because it was recalled for or after the newest turn can be recalled again.
 
         Raises:
             ConfigError: A turn does not exist or is in context already, or tokens cannot be paged in.
         """
-        if not can_page_in(self._cache):
+        if wanted and not can_page_in(self._cache):
             raise ConfigError("tokens cannot be paged into this model's cache")
+        before = self._log.turns[-1].before if self._log.turns else None
         for number in wanted:
             if not 1 <= number < len(self._log.turns):
                 newest = len(self._log.turns)
                 raise ConfigError(f"turn {number} cannot be recalled; choose one before turn {newest}, the newest")
-            turn = self._log.turns[number - 1]
-            if not missing_runs(self._cache, [_run_of(turn, self._cache)]):
+            run = _run_of(self._log.turns[number - 1], self._cache)
+            is_cached = not missing_runs(self._cache, [run])
+            if is_cached and (before is None or any(a <= run[0] and run[1] <= b for a, b in before.cache.held)):
                 raise ConfigError(f"turn {number} is in context already; /pin {number} retains it")
 
     def _first_of(self, number: int) -> Candidate:
@@ -236,6 +245,13 @@ class AutoRecall:
     def _clean(self, index: int, most: int) -> int:
         """Return the first log index from `index` on at which the text can be cut, but at most `most`."""
         return min(most, clean_cut(index, self._log, self._tokenizer))
+
+
+def _not_recalled(turns: Sequence[int]) -> ev.Notice:
+    """The notice that `turns`, which the user asked for, are not in context for the reply."""
+    their, them = ("its", "it") if len(turns) == 1 else ("their", "them")
+    why = f"{their} keys and values are not archived, or there is no room for {them}"
+    return ev.Notice(f"{format_turns(turns).capitalize()} could not be recalled: {why}.", "warning")
 
 
 def _run_of(turn: TurnRecord, cache: StreamingCache) -> Run:

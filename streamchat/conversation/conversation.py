@@ -374,9 +374,10 @@ class Conversation:
         """Recall evicted turns for the reply, if one is generated and the turn is not a hidden one."""
         if is_given or self.is_muted or self.settings.on_full == "stop":
             self.cache.recalled = ()
+            if wanted:
+                self._emit(ev.Notice("No turn was put back: with on_full = stop, nothing may be evicted.", "warning"))
             return
-        event = self.auto_recall.before_reply(turn, prompt_tokens, self.settings, wanted, self.find_evicted)
-        if event is not None:
+        for event in self.auto_recall.before_reply(turn, prompt_tokens, self.settings, wanted, self.find_evicted):
             self._emit(event)
 
     def _undo_failed(self, error: BaseException) -> None:

@@ -80,10 +80,24 @@ class Passages:
         while first < turn.end:
             next_first = self._end_of(first, turn.end)
             stop = min(next_first + OVERLAP, turn.end)
-            ids = self._log.ids[max(first, turn.message_start) : stop].tolist()
-            text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            yield Passage(turn.number, first, stop, text)
+            yield Passage(turn.number, first, stop, self._text_of(turn, first, stop))
             first = next_first
+
+    def _text_of(self, turn: TurnRecord, first: int, stop: int) -> str:
+        """Return the text between two log indices, without the role names of the template."""
+        reply = stop if turn.reply_start is None else turn.reply_start
+        runs = ((max(first, turn.message_start), min(stop, reply)), (max(first, reply + self._opening_of(turn)), stop))
+        parts = (self._log.ids[a:b].tolist() for a, b in runs if a < b)
+        return "\n".join(
+            self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in parts
+        )
+
+    def _opening_of(self, turn: TurnRecord) -> int:
+        """Return the number of tokens before the text of a reply; for a resumed turn, that of the newest other one."""
+        for each in (turn, *reversed(self._log.turns)):
+            if each.prompt_end is not None and each.reply_start is not None:
+                return each.prompt_end - each.reply_start
+        return 0
 
     def _end_of(self, first: int, end: int) -> int:
         if end - first <= LONG + OVERLAP:  # otherwise, the last passage could have only a few tokens

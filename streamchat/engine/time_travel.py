@@ -47,6 +47,8 @@ class TimeTravel:
         started = time.perf_counter()
         conversation = self._host.active.conversation
         count = self._count(number)
+        if not number:
+            raise ConfigError("0 is not a turn of this conversation; /clear starts over")
         if number == count:
             raise ConfigError(f"turn {number} is the newest one, so there is nothing to rewind")
         kept_as = ""

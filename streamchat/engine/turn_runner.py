@@ -102,6 +102,7 @@ class TurnRunner:
             text: The message.
             recall: See `run`.
         """
+        recall = tuple(dict.fromkeys(recall))
         if not job.cancelled.is_set():
             try:
                 self._host.active.conversation.auto_recall.require_evicted(recall)

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
-from streamchat.base.formatting import human_bytes, human_count, human_seconds, human_speed, human_when, plural
+from streamchat.base.formatting import (
+    format_turns,
+    human_bytes,
+    human_count,
+    human_seconds,
+    human_speed,
+    human_when,
+    plural,
+)
 from streamchat.base.sanitize import one_line
 from streamchat.base.thinking import THINK, split, word_count
 from streamchat.frontend.status_table import cache_short
@@ -87,18 +95,6 @@ def eviction_sentence(event: ev.TokensEvicted) -> str:
     what = "; ".join(parts) if parts else "older text is now out of context"
     size = f"{event.cache.cache_size:,}" if event.cache.cache_size else "?"
     return f"{what} ({tokens} evicted, {event.cache_len_after:,} of {size} cached)"
-
-
-def format_turns(turns: tuple[int, ...] | list[int]) -> str:
-    """(1, 2, 3) -> 'turns 1-3', (4,) -> 'turn 4', (1, 2, 5) -> 'turns 1-2, 5'."""
-    runs: list[list[int]] = []
-    for turn in sorted(turns):
-        if runs and turn == runs[-1][1] + 1:
-            runs[-1][1] = turn
-        else:
-            runs.append([turn, turn])
-    words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"{'turn' if len(turns) == 1 else 'turns'} {words}"
 
 
 def pinned_sentence(event: ev.TurnPinned) -> str:

@@ -10,6 +10,7 @@ from types import TracebackType
 from streamchat.base import events as ev
 from streamchat.base import requests as rq
 from streamchat.base.errors import ConfigError, SessionError, StoreError
+from streamchat.base.formatting import plural
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
 from streamchat.config.files import short_value
@@ -141,11 +142,11 @@ class Chat:
                 raises `TurnError`.
 
         Raises:
-            ConfigError: The conversation has no turn.
+            ConfigError: The conversation has no turn, or one of `turns` is not a number.
         """
         if not self.history:
             raise ConfigError("no reply to regenerate yet")
-        return self._calls.run(rq.Retry(tuple(turns)))
+        return self._calls.run(rq.Retry(tuple(self._number(turn) for turn in turns)))
 
     def ask(self, text: str) -> Reply:
         """Send a message and return the reply when it is complete; errors as for `send`."""
@@ -249,7 +250,10 @@ class Chat:
             ConfigError: There is no such turn, or the chat is not saved.
         """
         before = self.session
-        events = self._calls.call(rq.Fork(self._number(turn)))
+        number = self._number(turn)
+        if not number:  # the engine takes 0 for the newest turn
+            raise ConfigError(f"0 is not a turn of this conversation; it has {plural(len(self.history), 'turn')}")
+        events = self._calls.call(rq.Fork(number))
         session = self.session
         if session is None or session == before:
             raise ConfigError(reason(events))

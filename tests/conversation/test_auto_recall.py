@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from streamchat.base import events as ev
-from streamchat.base.requests import Compact, Quote, Retry, SetOption, Undo
+from streamchat.base.requests import Compact, Edit, Quote, Retry, SetOption, Undo
 from streamchat.cache import checkpoint
 from streamchat.conversation import auto_recall
 from streamchat.repl.pipe import Pipe
 from streamchat.sessions.transcripts.context import recalled_turns
 from streamchat.sessions.transcripts.export import export
 from streamchat.store.store import Store
-from tests.support.real_engine import Watched, running
+from tests.support.real_engine import Watched, running, tiny_loaded
 
 QUESTION = "what is my locker code?"
 FACT_TURN = 1
@@ -145,6 +145,47 @@ def test_a_turn_that_cannot_be_recalled_leaves_the_reply_alone(turns: tuple[int,
         assert chat.conversation.log.turns[-1].reply == reply
 
 
+@pytest.mark.parametrize("auto_recall", ["off", "on"])
+def test_a_turn_that_was_recalled_for_the_newest_one_can_be_recalled_again(auto_recall: str) -> None:
+    with talking(auto_recall=auto_recall) as chat:
+        chat.turn(QUESTION)
+        for turns in ((FACT_TURN,), (FACT_TURN,), (FACT_TURN, FACT_TURN), (FACT_TURN, 2)):
+            finished = chat.turn("", lambda _, turns=turns: chat.engine.send(Retry(turns)))
+            assert finished.stats.recalled[:1] == (FACT_TURN,), finished.message
+            assert len(set(finished.stats.recalled)) == len(finished.stats.recalled)
+
+
+def test_an_excerpt_has_no_role_names_of_the_template(tmp_path: Path) -> None:
+    store = tmp_path / "streamchat.db"
+    with talking(auto_recall="suggest", store=store) as chat:
+        chat.turn(QUESTION)
+        [shown] = chat.of(ev.RecallSuggested)
+        session = chat.of(ev.SessionOpened)[-1].session
+    assert shown.excerpts[0].startswith("my locker code is 48213")
+    assert "assistant" not in shown.excerpts[0]
+    with running(cache_size=192, auto_recall="suggest", store=store, session=session) as chat:
+        chat.turn(QUESTION)
+        assert chat.of(ev.RecallSuggested)[-1].excerpts[0] == shown.excerpts[0]
+
+
+def test_turns_that_do_not_fit_are_named() -> None:
+    with talking(auto_recall="off") as chat:
+        chat.turn(QUESTION)
+        finished = chat.turn("", lambda _: chat.engine.send(Retry((1, 2, 3, 4, 5))))
+        assert finished.stats.recalled == (1, 2)
+        assert "Turns 3-5 could not be put back: their keys" in chat.of(ev.Notice)[-1].text
+
+
+@pytest.mark.parametrize("family", ["gpt2", "falcon_h1"])
+def test_without_paging_a_retry_and_an_edit_work_and_only_a_recall_is_refused(family: str) -> None:
+    with running(lambda *_: tiny_loaded(family=family), auto_recall="on") as chat:
+        chat.turn("hello")
+        assert chat.turn("", lambda _: chat.engine.send(Retry())).finish_reason != "error"
+        assert chat.turn("", lambda _: chat.engine.send(Edit("goodbye"))).finish_reason != "error"
+        refused = chat.turn("", lambda _: chat.engine.send(Retry((1,))))
+        assert refused.message == "this model's cache cannot take evicted tokens back"
+
+
 def test_without_archived_keys_a_retry_says_so_and_replies() -> None:
     with talking() as chat:
         chat.turn("hello again")
@@ -153,7 +194,7 @@ def test_without_archived_keys_a_retry_says_so_and_replies() -> None:
         history.clear()
         finished = chat.turn("", lambda _: chat.engine.send(Retry((FACT_TURN,))))
         assert finished.reply
-        assert any("could be recalled" in notice.text for notice in chat.of(ev.Notice))
+        assert any("Turn 1 could not be recalled" in notice.text for notice in chat.of(ev.Notice))
         chat.turn(QUESTION)
         assert not chat.of(ev.TurnsRecalled)
 

@@ -237,7 +237,7 @@ def test_wrong_turns_are_refused(database: Path) -> None:
         chat.engine.send(Rewind(1))
         chat.engine.send(Fork())
         chat.turn("only one")
-        wrong: list[Request] = [Rewind(1), Rewind(2), Rewind(-1), Fork(2), Fork(-3)]
+        wrong: list[Request] = [Rewind(1), Rewind(2), Rewind(-1), Rewind(0), Fork(2), Fork(-3)]
         for request in wrong:
             chat.engine.send(request)
         chat.turn("the next")
@@ -248,6 +248,7 @@ def test_wrong_turns_are_refused(database: Path) -> None:
             "turn 1 is the newest one, so there is nothing to rewind",
             "2 is not a turn of this conversation; it has 1 turn",
             "-1 is not a turn of this conversation; it has 1 turn",
+            "0 is not a turn of this conversation; /clear starts over",
             "2 is not a turn of this conversation; it has 1 turn",
             "-3 is not a turn of this conversation; it has 1 turn",
         ]

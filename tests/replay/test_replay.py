@@ -61,6 +61,13 @@ def test_a_run_that_holds(tiny: None, replay: Callable[..., Ran]) -> None:
     ).replace("https://matplotlib.org", "")
 
 
+def test_the_invariants_hold_with_recalled_turns(tiny: None, replay: Callable[..., Ran]) -> None:
+    ran = replay(["my locker code is 48213", *TURNS[:6], "what is my locker code?"], "--auto-recall", "on")
+    assert ran.code == 0, ran.out
+    assert ran.rows[-1]["recalled"] == [1]
+    assert ran.report["verdict"] == "all hold"
+
+
 @pytest.mark.slow
 def test_teacher_forced_and_fresh(tiny: None, replay: Callable[..., Ran]) -> None:
     rows = [

@@ -430,6 +430,13 @@ def test_rewind_and_fork(real: Scripts) -> None:
             chat.rewind(7)
         with pytest.raises(ConfigError, match="7 is not a turn"):
             chat.fork(7)
+        with pytest.raises(ConfigError, match="0 is not a turn of this conversation; it has 3 turns"):
+            chat.fork(0)
+        with pytest.raises(ConfigError, match="0 is not a turn"):
+            chat.rewind(0)
+        with pytest.raises(ConfigError, match="a turn is a whole number, not 'one'"):
+            chat.retry("one")  # type: ignore[arg-type]
+        assert [turn.text for turn in chat.history] == ["one", "two", "three"]
     with real() as chat:
         chat.ask("one")
         chat.ask("two")
