@@ -32,6 +32,7 @@ DESCRIPTION = (
 )
 _DEFAULTS = Options()
 MAX_SECONDS = 86_400
+CLUSTER_FLAGS = ("--replicas", "--replica-cpus", "--replica-gpus", "--shared")
 SECTIONS = ("model", "cache", "generation", "chat", "sessions")
 """Sections of the settings that have a flag: all but the interface."""
 
@@ -112,15 +113,14 @@ def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     )
     cluster.add_argument(
         "--replicas",
-        default="1",
         metavar="N",
         help="number of replicas with --ray; 1-4 = as many as the requests need (default: 1)",
     )
     cluster.add_argument(
-        "--replica-cpus", type=float, default=1.0, metavar="N", help="CPUs per replica with --ray (default: 1)"
+        "--replica-cpus", type=float, metavar="N", help="CPUs per replica with --ray (default: 1)"
     )
     cluster.add_argument(
-        "--replica-gpus", type=float, default=0.0, metavar="N", help="GPUs per replica with --ray (default: 0)"
+        "--replica-gpus", type=float, metavar="N", help="GPUs per replica with --ray (default: 0)"
     )
     cluster.add_argument(
         "--shared",
@@ -139,6 +139,8 @@ def run(args: argparse.Namespace) -> int:
     """
     options = _options(args)
     configuration = flags.configuration_of(args)
+    if args.ray is None and (given := [flag for flag in CLUSTER_FLAGS if _value(args, flag) is not None]):
+        raise ConfigError(f"{given[0]} applies to a Ray cluster; give --ray, too")
     require_libraries()
     if args.ray is not None:
         from streamchat.commands.serve_ray import serve_on_ray
@@ -190,6 +192,10 @@ def _attach_command(server: ApiServer, options: Options) -> str:
 def say(text: str) -> None:
     """Print a line on stderr."""
     print(f"streamchat: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def _value(args: argparse.Namespace, flag: str) -> object:
+    return getattr(args, flag.removeprefix("--").replace("-", "_"))
 
 
 def _options(args: argparse.Namespace) -> Options:
