@@ -1,4 +1,4 @@
-"""`python -m tools.replay_scaling`: the same conversations with `streamchat replay --ray` on 1, 2, and 4 workers.
+"""`python -m tools.replay_scaling`: the same conversations with `streamchat replay` on 1, 2, and 4 workers.
 
 Uses a tiny model with random weights. Prints a JSON object per number of workers, with the turns per second of the
 whole command and of its turns alone; exits with 1 if the ids of a conversation differ, or the reports but for times.
@@ -34,13 +34,19 @@ def write_chats(path: Path, count: int, turns: int) -> None:
             file.write(json.dumps({"messages": [{"role": "user", "content": text} for text in texts]}) + "\n")
 
 
-def replay(root: Path, address: str, workers: int) -> dict[str, Any]:
-    """Run the command; return its figures."""
+def replay(root: Path, address: str | None, workers: int) -> dict[str, Any]:
+    """Run the command with Ray's workers, or with processes if there is no address; return its figures."""
     out = root / f"run-{workers}"
     command = child_processes.python(
         "-m", "streamchat", "replay", str(root / "chats.jsonl"), f"--model={root / 'model'}"
     )
-    command += [*FLAGS, DRIFT, f"--out={out}", f"--ray={address}", f"--workers={workers}"]
+    command += [
+        *FLAGS,
+        DRIFT,
+        f"--out={out}",
+        f"--workers={workers}",
+        *([] if address is None else [f"--ray={address}"]),
+    ]
     started = time.perf_counter()
     ended = subprocess.run(command, env=child_processes.environment(), check=False, stdout=sys.stderr)
     if ended.returncode not in (ExitCode.OK, ExitCode.CHECK_FAILED):
@@ -63,7 +69,9 @@ def replay(root: Path, address: str, workers: int) -> dict[str, Any]:
 def main() -> int:
     """Run the command with each number of workers; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.replay_scaling", description=__doc__)
-    parser.add_argument("--ray", default="local", metavar="ADDRESS", help="cluster (default: a new one for each run)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--ray", default="local", metavar="ADDRESS", help="cluster (default: a new one for each run)")
+    where.add_argument("--processes", action="store_true", help="processes of this machine instead of Ray's workers")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--conversations", type=int, default=500)
     parser.add_argument("--turns", type=int, default=4, help="turns per conversation (default: %(default)s)")
@@ -72,7 +80,7 @@ def main() -> int:
         root = Path(name)
         save(tiny_llama(max_position_embeddings=4096), root / "model")
         write_chats(root / "chats.jsonl", args.conversations, args.turns)
-        found = [replay(root, args.ray, workers) for workers in args.workers]
+        found = [replay(root, None if args.processes else args.ray, workers) for workers in args.workers]
         for each in found:
             print(json.dumps(each))
         ids = [ids_of(root / f"run-{workers}") for workers in args.workers]

@@ -22,8 +22,8 @@ class Submit:
 class Retry:
     """Undo the newest turn and reply to its message again: `TurnUndone`, then as for `Submit`.
 
-    Without a turn, or if one of `turns` does not exist or is in context already, the only event is a `TurnFinished` with
-    an error.
+    Without a turn, or if one of `turns` does not exist or is in context already, the only event is a `TurnFinished`
+    with an error.
     """
 
     turns: tuple[int, ...] = ()

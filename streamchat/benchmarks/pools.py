@@ -7,13 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import chdir
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
-from streamchat.base import child_processes
-from streamchat.base.errors import ConfigError, StreamchatError
+from streamchat.base import child_processes, ray_cluster
+from streamchat.base.errors import StreamchatError
 from streamchat.base.paths import user_path
 from streamchat.base.processors import usable_processors
 from streamchat.benchmarks.cell import Cell, run_cell
@@ -75,24 +73,14 @@ def run_on_ray(work: Work, address: str) -> Iterator[Result]:
 
     Args:
         work: Cells and their texts.
-        address: Address of the cluster for `ray.init`; 'local' starts one on this machine.
+        address: See `ray_cluster.connected`.
 
     Raises:
         ConfigError: Ray is not installed, or the cluster cannot be reached.
     """
-    if find_spec("ray") is None:
-        raise ConfigError("--ray needs Ray; pip install ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports from Ray
-    import ray
+    with ray_cluster.connected(address):
+        import ray
 
-    try:
-        # Ray adds the current folder to the search path of its workers; ours is already on it
-        with child_processes.safe_environment(), chdir(child_processes.FOLDER.parent):
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--ray {address}: the cluster cannot be reached ({reason})") from None
-    try:
         task = ray.remote(run_cell)
         texts = {document.name: ray.put(document) for _, document in work}
         running = {task.remote(_with_absolute_path(cell), texts[document.name], 1): cell for cell, document in work}
@@ -104,8 +92,6 @@ def run_on_ray(work: Work, address: str) -> Iterator[Result]:
                     yield cell, ray.get(reference)
                 except ray.exceptions.RayError as error:
                     yield cell, {"error": f"a Ray worker failed ({' '.join(str(error).split())[:200]})"}
-    finally:
-        ray.shutdown()
 
 
 def _with_absolute_path(cell: Cell) -> Cell:

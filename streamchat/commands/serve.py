@@ -31,6 +31,7 @@ DESCRIPTION = (
 )
 _DEFAULTS = Options()
 MAX_SECONDS = 86_400
+CLUSTER_FLAGS = ("--replicas", "--replica-cpus", "--replica-gpus", "--shared")
 SECTIONS = ("model", "cache", "generation", "chat", "sessions")
 """Sections of the settings that have a flag: all but the interface."""
 
@@ -111,16 +112,11 @@ def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     )
     cluster.add_argument(
         "--replicas",
-        default="1",
         metavar="N",
         help="number of replicas with --ray; 1-4 = scaled with the number of requests (default: 1)",
     )
-    cluster.add_argument(
-        "--replica-cpus", type=float, default=1.0, metavar="N", help="CPUs per replica with --ray (default: 1)"
-    )
-    cluster.add_argument(
-        "--replica-gpus", type=float, default=0.0, metavar="N", help="GPUs per replica with --ray (default: 0)"
-    )
+    cluster.add_argument("--replica-cpus", type=float, metavar="N", help="CPUs per replica with --ray (default: 1)")
+    cluster.add_argument("--replica-gpus", type=float, metavar="N", help="GPUs per replica with --ray (default: 0)")
     cluster.add_argument(
         "--shared",
         metavar="FOLDER",
@@ -138,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
     """
     options = _options(args)
     configuration = flags.configuration_of(args)
+    if args.ray is None and (given := [flag for flag in CLUSTER_FLAGS if _value(args, flag) is not None]):
+        raise ConfigError(f"{given[0]} applies to a Ray cluster; give --ray, too")
     require_libraries()
     if args.ray is not None:
         from streamchat.commands.serve_ray import serve_on_ray
@@ -184,6 +182,10 @@ def _attach_command(server: ApiServer, options: Options) -> str:
     if server.token:
         parts.append(f"--token-file {options.token_file or token_path()}")
     return " ".join(parts)
+
+
+def _value(args: argparse.Namespace, flag: str) -> object:
+    return getattr(args, flag.removeprefix("--").replace("-", "_"))
 
 
 def _options(args: argparse.Namespace) -> Options:

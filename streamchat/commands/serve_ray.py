@@ -21,6 +21,7 @@ from streamchat.server.access import needs_token, read_token, token_path
 from streamchat.server.cluster.deploy import connected, deployed, require_ray
 from streamchat.server.cluster.plan import ClusterPlan, Replicas, parse_replicas
 from streamchat.server.options import Options
+from streamchat.server.run import open_port
 from streamchat.store.shared.folder import SharedFolder
 
 
@@ -32,12 +33,17 @@ def serve_on_ray(args: argparse.Namespace, configuration: Configuration, options
         StoreError: The shared folder cannot be used.
         StreamchatError: The replicas cannot start.
     """
-    replicas = parse_replicas(args.replicas, args.replica_cpus, args.replica_gpus)
+    replicas = parse_replicas(
+        "1" if args.replicas is None else args.replicas,
+        1.0 if args.replica_cpus is None else args.replica_cpus,
+        0.0 if args.replica_gpus is None else args.replica_gpus,
+    )
     if configuration.settings.save == "never":
         raise ConfigError("save = never cannot be used with --ray: replicas continue a session from its saved state")
     if options.port == 0:
         raise ConfigError("--port 0 cannot be used with --ray; choose a port")
     require_ray()
+    open_port(options.host, options.port).close()  # Ray would report it after half a minute
     token, is_new = "", False
     if options.token_file is not None or needs_token(options.host):
         token, is_new = read_token(options.token_file or token_path())

@@ -130,7 +130,9 @@ def _run_missing(args: argparse.Namespace, missing: Work, journal: Any) -> dict[
     if not missing:
         return {}
     results = (
-        run_on_ray(missing, args.ray) if args.ray else run_in_processes(missing, args.workers or default_workers())
+        run_on_ray(missing, args.ray)
+        if args.ray is not None
+        else run_in_processes(missing, args.workers or default_workers())
     )
     failures = {}
     with Bar(sys.stderr, len(missing)) as bar:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from streamchat.base import ray_cluster
 from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
 from streamchat.benchmarks import cell as cells
 from streamchat.benchmarks import pools
@@ -107,9 +108,9 @@ def test_a_local_ray_cluster_runs_every_cell(folder: Path, monkeypatch: pytest.M
 
 
 def test_ray_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(pools, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
     assert sweep("--ray", "local") == ExitCode.USAGE
-    assert "--ray needs Ray; pip install ray" in capsys.readouterr().err
+    assert "--ray needs Ray; run: pip install ray" in capsys.readouterr().err
 
 
 def _dies(cell: Cell, document: Document, threads: int) -> dict[str, Any]:

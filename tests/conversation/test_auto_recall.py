@@ -173,7 +173,7 @@ def test_turns_that_do_not_fit_are_named() -> None:
         chat.turn(QUESTION)
         finished = chat.turn("", lambda _: chat.engine.send(Retry((1, 2, 3, 4, 5))))
         assert finished.stats.recalled == (1, 2)
-        assert "Turns 3-5 could not be put back: their keys" in chat.of(ev.Notice)[-1].text
+        assert "Turns 3-5 could not be recalled: their keys" in chat.of(ev.Notice)[-1].text
 
 
 @pytest.mark.parametrize("family", ["gpt2", "falcon_h1"])

@@ -433,9 +433,9 @@ class Failing(ScriptedWorker):
 def test_ray_that_is_not_there(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("streamchat.replay.workers.ray_actors.find_spec", lambda name: None)
+    monkeypatch.setattr("streamchat.base.ray_cluster.find_spec", lambda name: None)
     assert cli.main([*ARGUMENTS, "chats.jsonl", "--out", "run", "--ray", "local"]) == ExitCode.USAGE
-    assert "--ray needs Ray; pip install ray" in capsys.readouterr().err
+    assert "--ray needs Ray; run: pip install ray" in capsys.readouterr().err
 
 
 def test_a_stop_before_the_first_job(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.errors import ConfigError, ExitCode, StoreError
 from streamchat.cli import main as cli
 from streamchat.server.cluster import deploy
 from streamchat.server.cluster.local_folder import LocalFolder
 from streamchat.server.cluster.plan import Replicas, parse_replicas
 from streamchat.server.cluster.routing import replica_for, route_to
+from streamchat.store.shared.folder import SharedFolder
 
 
 def test_replicas_are_a_number_or_a_range() -> None:
@@ -68,6 +69,25 @@ def test_wrong_flags_are_reported_before_anything_starts(
 ) -> None:
     assert cli.main(["serve", "--ray", "local", *flags]) == ExitCode.USAGE
     assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--replicas=3", "--replica-cpus=2", "--replica-gpus=0", "--shared=folder"])
+def test_flags_of_a_cluster_need_ray(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were ignored: one model was served."""
+    assert cli.main(["serve", flag]) == ExitCode.USAGE
+    assert f"{flag.partition('=')[0]} applies to a Ray cluster; give --ray, too" in capsys.readouterr().err
+
+
+def test_a_range_in_the_wrong_order_is_corrected() -> None:
+    with pytest.raises(ConfigError, match="--replicas 4-1 has the larger number first; write 1-4"):
+        parse_replicas("4-1", 1, 0)
+
+
+@pytest.mark.parametrize("path", [__file__, f"{__file__}/folder"])
+def test_a_shared_folder_that_cannot_be_used(path: str) -> None:
+    """The first one was an unexpected error."""
+    with pytest.raises(StoreError, match=r"cannot be used \(.*\); check the folder that is given with --shared"):
+        SharedFolder(Path(path)).identity()
 
 
 def test_a_failed_replica_is_reported_with_its_own_sentence() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import chdir, contextmanager
-from importlib.util import find_spec
+from contextlib import contextmanager
 from typing import Any, cast
 
-from streamchat.base import child_processes
-from streamchat.base.errors import ConfigError
+from streamchat.base import ray_cluster
 from streamchat.replay.workers.conversation import ConversationRunner, WorkerPlan
 from streamchat.replay.workers.jobs import Job
 from streamchat.replay.workers.messages import Message, WorkerLost
@@ -20,29 +17,17 @@ def cluster(address: str, workers: int | None) -> Iterator[int]:
     """Context manager: connect to a Ray cluster; yields the number of workers to start.
 
     Args:
-        address: Address of the cluster for `ray.init`; 'local' starts a cluster on this machine.
+        address: See `ray_cluster.connected`.
         workers: The number of workers that the user requested; None for one per CPU of the cluster.
 
     Raises:
         ConfigError: Ray is not installed, or the cluster cannot be reached.
     """
-    if find_spec("ray") is None:
-        raise ConfigError("--ray needs Ray; pip install ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports from Ray
-    import ray
+    cpus = {"num_cpus": workers} if workers and address == "local" else {}
+    with ray_cluster.connected(address, **cpus):
+        import ray
 
-    try:
-        # Ray adds the current folder to the search path of its workers; ours is already on it
-        with child_processes.safe_environment(), chdir(child_processes.FOLDER.parent):
-            cpus = {"num_cpus": workers} if workers and address == "local" else {}
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error", **cpus)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--ray {address}: the cluster cannot be reached ({reason})") from None
-    try:
         yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    finally:
-        ray.shutdown()
 
 
 class RayWorker:

@@ -6,10 +6,10 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from streamchat.base import child_processes
+from streamchat.base import ray_cluster
 from streamchat.base.errors import ConfigError, StreamchatError
 from streamchat.conversation.assemble import Load, load_from_settings
 from streamchat.server.cluster.plan import APPLICATION, ClusterPlan
@@ -39,27 +39,16 @@ def connected(address: str) -> Iterator[None]:
     """Context manager: connect to a Ray cluster; end one that was started here.
 
     Args:
-        address: Address of the cluster for `ray.init`; 'local' starts a cluster on this machine.
+        address: See `ray_cluster.connected`.
 
     Raises:
         ConfigError: The cluster cannot be reached.
     """
-    import ray
-
     own: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES} if address == "local" else {}
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        # Ray adds the current folder to the search path of its workers; ours is already on it
-        with child_processes.safe_environment(), chdir(child_processes.FOLDER.parent):
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error", **own)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--ray {address}: the cluster cannot be reached ({reason})") from None
-    try:
+    with ray_cluster.connected(address, **own):
         yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
@@ -71,6 +60,7 @@ def deployed(plan: ClusterPlan, load: Load = load_from_settings) -> Iterator[Non
         load: Loads the model; replaceable for tests.
 
     Raises:
+        ConfigError: The cluster runs such a server already.
         StreamchatError: A replica cannot start, for example because the model cannot be loaded.
     """
     import ray
@@ -79,6 +69,8 @@ def deployed(plan: ClusterPlan, load: Load = load_from_settings) -> Iterator[Non
     from streamchat.server.cluster.deployments import application
 
     host, port = plan.options.host, plan.options.port
+    if APPLICATION in serve.status().applications:
+        raise ConfigError("the cluster already runs `streamchat serve`; end that server first")
     try:
         try:
             serve.start(

@@ -51,8 +51,10 @@ def parse_replicas(text: str, cpus: float, gpus: float) -> Replicas:
     if found is None:
         raise ConfigError(f"--replicas {text!r} is neither a number nor a range such as 1-4")
     least, most = int(found[1]), int(found[2] or found[1])
+    if least > most:
+        raise ConfigError(f"--replicas {text} has the larger number first; write {most}-{least}")
     if not 1 <= least <= most <= MAX_REPLICAS:
-        raise ConfigError(f"--replicas {text} must be from 1 to {MAX_REPLICAS}, the smaller number first")
+        raise ConfigError(f"--replicas {text} must be from 1 to {MAX_REPLICAS}")
     for name, value in (("cpus", cpus), ("gpus", gpus)):
         if not 0 <= value <= 1024:
             raise ConfigError(f"--replica-{name} {value:g} must be from 0 to 1024")

@@ -272,11 +272,13 @@ class SharedFolder:
             StoreError: It cannot be used.
         """
         path = self.root / "id"
-        with self._errors():
+        try:
             private_dir(self.root)
             with suppress(FileExistsError):
                 write_new(path, secrets.token_hex(16), durable=True)
             return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise self._error(error) from error
 
     def _tail(self, key: str) -> Path:
         return self.root / "newest" / key[:3] / key
@@ -293,8 +295,11 @@ class SharedFolder:
         except (FileNotFoundError, FileExistsError):
             raise
         except OSError as error:
-            advice = advice_or(error.errno, "check the folder that is given with --shared")
-            raise StoreError(f"{self.root} cannot be used ({reason_of(error)}); {advice}") from error
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> StoreError:
+        advice = advice_or(error.errno, "check the folder that is given with --shared")
+        return StoreError(f"{self.root} cannot be used ({reason_of(error)}); {advice}")
 
 
 def exchange_name(scope: str, system: str, message: str, reply: str) -> str:
