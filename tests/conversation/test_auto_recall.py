@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Iterator
@@ -145,12 +146,16 @@ def test_a_turn_that_cannot_be_recalled_leaves_the_reply_alone(turns: tuple[int,
         assert chat.conversation.log.turns[-1].reply == reply
 
 
+def again(chat: Watched, turns: tuple[int, ...], _: str) -> None:
+    chat.engine.send(Retry(turns))
+
+
 @pytest.mark.parametrize("auto_recall", ["off", "on"])
 def test_a_turn_that_was_recalled_for_the_newest_one_can_be_recalled_again(auto_recall: str) -> None:
     with talking(auto_recall=auto_recall) as chat:
         chat.turn(QUESTION)
         for turns in ((FACT_TURN,), (FACT_TURN,), (FACT_TURN, FACT_TURN), (FACT_TURN, 2)):
-            finished = chat.turn("", lambda _, turns=turns: chat.engine.send(Retry(turns)))
+            finished = chat.turn("", functools.partial(again, chat, turns))
             assert finished.stats.recalled[:1] == (FACT_TURN,), finished.message
             assert len(set(finished.stats.recalled)) == len(finished.stats.recalled)
 
@@ -183,7 +188,7 @@ def test_without_paging_a_retry_and_an_edit_work_and_only_a_recall_is_refused(fa
         assert chat.turn("", lambda _: chat.engine.send(Retry())).finish_reason != "error"
         assert chat.turn("", lambda _: chat.engine.send(Edit("goodbye"))).finish_reason != "error"
         refused = chat.turn("", lambda _: chat.engine.send(Retry((1,))))
-        assert refused.message == "this model's cache cannot take evicted tokens back"
+        assert refused.message == "tokens cannot be paged into this model's cache"
 
 
 def test_without_archived_keys_a_retry_says_so_and_replies() -> None:
