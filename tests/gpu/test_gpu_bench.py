@@ -392,8 +392,8 @@ def test_the_tables() -> None:
     failed = Row(PLAIN, error="out of memory")
     results = Results([full, failed], [Tenth(10, 90.0, 5_000_000), Tenth(100, 89.5, None)], "Card", 2.96e12, "m")
     rows, memory, flat = tables_of(results, 1024, 100)
-    assert rows.rows[0] == ("m", "native", "graph", "361.0", "3.6%", "742", "2.25", "8.0", "46,000", "")
-    assert rows.rows[1] == ("135M", "native", "plain", *["-"] * 6, "out of memory")
+    assert rows.rows[0] == ("m", "native", "native", "graph", "361.0", "3.6%", "742", "2.25", "8.0", "46,000", "")
+    assert rows.rows[1] == ("135M", "native", "native", "plain", *["-"] * 6, "out of memory")
     assert memory.rows[0][1].startswith("2,960.0 GB/s (the best of 10 copies")
     assert flat.rows == [("first tenth", "10", "90.0", "5.00"), ("latest tenth", "100", "89.5", "-")]
     assert len(tables_of(results, 1024, 0)) == 2
