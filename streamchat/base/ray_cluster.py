@@ -42,7 +42,9 @@ def connected(address: str, **options: Any) -> Iterator[None]:
         try:
             # Ray adds the current folder to the search path of its workers; ours is already on it
             with child_processes.safe_environment(), chdir(child_processes.FOLDER.parent):
-                ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error", **options)
+                ray.init(
+                    address=address, include_dashboard=False, log_to_driver=False, logging_level="error", **options
+                )
         except Exception as error:
             if address == "auto" and isinstance(error, ConnectionError):
                 raise ConfigError(

@@ -116,12 +116,8 @@ def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of replicas with --ray; 1-4 = as many as the requests need (default: 1)",
     )
-    cluster.add_argument(
-        "--replica-cpus", type=float, metavar="N", help="CPUs per replica with --ray (default: 1)"
-    )
-    cluster.add_argument(
-        "--replica-gpus", type=float, metavar="N", help="GPUs per replica with --ray (default: 0)"
-    )
+    cluster.add_argument("--replica-cpus", type=float, metavar="N", help="CPUs per replica with --ray (default: 1)")
+    cluster.add_argument("--replica-gpus", type=float, metavar="N", help="GPUs per replica with --ray (default: 0)")
     cluster.add_argument(
         "--shared",
         metavar="FOLDER",
