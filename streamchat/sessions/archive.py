@@ -404,7 +404,9 @@ class Archive:
         from streamchat.sessions.fork import fork
 
         if self.recorder is None or self.session is None:
-            raise ConfigError("this conversation is not saved, so it cannot be forked; the setting save chooses what is saved")
+            raise ConfigError(
+                "this conversation is not saved, so it cannot be forked; the setting save chooses what is saved"
+            )
         self.recorder.flush()
         if not self.recorder.is_saved:
             raise StoreError("the latest changes of this conversation could not be saved, so nothing is forked")
