@@ -72,14 +72,12 @@ def replay_on_workers(
         )
     view = View(sys.stderr, jobs.turns, quiet=args.quiet)
     view.print_skipped(jobs.problems)
-    threads = 1
     with ExitStack() as stack:
         if args.ray is None:
             count = args.workers or max(1, usable_processors() // 2)
-            threads = max(1, usable_processors() // min(count, len(jobs.jobs)))
         else:
             count = stack.enter_context(cluster(args.ray, args.workers))
-        plan = _plan(args, configuration, folder, threads)
+        plan = _plan(args, configuration, folder)
         record = stack.enter_context(closing(_Record(view, folder)))
         fleet: Fleet[Any]
         if args.ray is None:
@@ -121,13 +119,13 @@ class _Record:
         self._file.close()
 
 
-def _plan(args: argparse.Namespace, configuration: Configuration, folder: RunFolder, threads: int) -> Any:
+def _plan(args: argparse.Namespace, configuration: Configuration, folder: RunFolder) -> Any:
     from streamchat.replay.workers.conversation import MARK, WorkerPlan, with_absolute_paths
 
     mark = secrets.token_hex(16)
     write_text(folder.path / MARK, mark, durable=False)
     configuration = with_absolute_paths(configuration)
-    return WorkerPlan(configuration, folder.path.absolute(), mark, args.max_drift / 100, threads)
+    return WorkerPlan(configuration, folder.path.absolute(), mark, args.max_drift / 100)
 
 
 def _drive(fleet: Fleet[Any], view: View, args: argparse.Namespace, count: int) -> None:

@@ -163,7 +163,7 @@ def plan_of(folder: Path, *, seen: bool = True, cache_size: int = SETTINGS.cache
     folder.mkdir(exist_ok=True)
     (folder / MARK).write_text("mark")
     settings = replace(SETTINGS, cache_size=cache_size)
-    return WorkerPlan(Configuration(settings), folder, "mark" if seen else "another", 0.25, 0)
+    return WorkerPlan(Configuration(settings), folder, "mark" if seen else "another", 0.25)
 
 
 def run_all(runner: ConversationRunner, found: list[Job]) -> list[list[dict[str, Any]]]:

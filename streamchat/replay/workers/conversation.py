@@ -36,8 +36,6 @@ class WorkerPlan:
     mark: str
     """Content of its file `MARK`. A worker that reads it sees this folder, not another one of the same name."""
     drift: float
-    threads: int
-    """Threads of PyTorch in each worker; 0 = PyTorch's default."""
 
 
 def with_absolute_paths(configuration: Configuration) -> Configuration:
@@ -136,9 +134,8 @@ class ConversationRunner:
 
     def _load_once(self, configuration: Configuration, progress: Progress) -> LoadedModel:
         if self._loaded is None:
-            if self._plan.threads:
-                import torch
+            import torch
 
-                torch.set_num_threads(self._plan.threads)
+            torch.set_num_threads(1)  # the replies do not depend on the number of workers
             self._loaded = self._load(configuration, progress)
         return self._loaded
