@@ -29,6 +29,12 @@ class CachedPair:
         ]
         return turned(np.stack(codes) * values(self.scales)[..., None])
 
+    def limits(self) -> Array:
+        """Return the largest number of each turned head that its scale represents, (2, heads, slots)."""
+        assert self.scales is not None
+        sizes: Array = np.array([7 if each.dtype == np.uint8 else 127 for each in self.data])
+        return sizes[:, None, None] * values(self.scales)
+
     def step(self) -> Array:
         """Return the largest accepted error of a head, (2, heads, slots, 1): 0.4 codes per dimension; 0.29 is usual."""
         assert self.scales is not None

@@ -187,7 +187,7 @@ def test_a_compiler_that_fails_is_told(
         ("attend_codes.c", "to[n] * fade[i] + scale", "to[n] + scale"),
         ("attend_codes.c", "memcpy(padded, row + at", "memcpy(padded, row"),
         ("attend_codes.c", "done += TOGETHER", "done += 100"),
-        ("codes.h", "codes[d] = (int8_t)__builtin_rintf(code);", "codes[d] = (int8_t)code;"),
+        ("codes.h", "__builtin_rintf(x[d] * inverse)", "x[d] * inverse"),
         ("codes.h", "bits + 0xffffu", "bits"),
         ("attention.c", "a->clip <= 0.0f", "1"),
         ("attention.c", "if (cap > 0.0f)", "if (0)"),
