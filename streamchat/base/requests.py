@@ -22,12 +22,12 @@ class Submit:
 class Retry:
     """Undo the newest turn and reply to its message again: `TurnUndone`, then as for `Submit`.
 
-    Without a turn, or if one of `turns` does not exist or is in context already, the only event is a `TurnFinished` with
-    an error.
+    Without a turn, or if one of `turns` does not exist or is in context already, the only event is a
+    `TurnFinished` with an error.
     """
 
     turns: tuple[int, ...] = ()
-    """Numbers of evicted turns to put back for the reply: `TurnsRecalled`, and a `Notice` about those that do not come back."""
+    """Numbers of evicted turns to put back for the reply: `TurnsRecalled`, and a `Notice` about the rest."""
 
 
 @dataclass(frozen=True)

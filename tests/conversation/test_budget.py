@@ -9,12 +9,11 @@ import pytest
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
-from streamchat.base.formatting import human_bytes, human_seconds
+from streamchat.base.formatting import format_turns, human_bytes, human_seconds
 from streamchat.cache.context import context_length
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.budget import resolve_cache_size
-from streamchat.base.formatting import format_turns
 from streamchat.frontend.messages import eviction_sentence
 from streamchat.frontend.status import StatusBoard
 from streamchat.frontend.status_table import memory_rows
