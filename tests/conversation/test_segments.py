@@ -16,7 +16,7 @@ from streamchat.conversation.eviction_events import eviction_event
 from streamchat.conversation.log import TokenLog, TurnRecord
 from streamchat.conversation.pins import is_pinned, pinned_turns
 from streamchat.conversation.segments import segments
-from tests.sessions.test_context import runs_of
+from tests.support.runs import runs_of
 
 TURNS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), max_size=5)
 INDICES = st.sets(st.integers(0, 40))

@@ -18,17 +18,12 @@ from streamchat.sessions.transcripts.context import (
     token_runs,
     turn_visibility,
 )
-from streamchat.store.records import Run, SessionInfo, StoredSession, StoredTurn
+from streamchat.store.records import SessionInfo, StoredSession, StoredTurn
+from tests.support.runs import runs_of
 
 SYSTEM = 3
 LENGTHS = st.lists(st.integers(1, 6), max_size=6)
 INDICES = st.sets(st.integers(0, 40))
-
-
-def runs_of(indices: Iterable[int], end: int) -> tuple[Run, ...]:
-    inside = sorted(index for index in indices if index < end)
-    groups = ([index for _, index in group] for _, group in groupby(enumerate(inside), lambda pair: pair[1] - pair[0]))
-    return tuple((group[0], group[-1] + 1) for group in groups)
 
 
 def a_session(lengths: list[int], cached: Iterable[int], pinned: Iterable[int], **settings: object) -> StoredSession:
