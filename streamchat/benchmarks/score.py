@@ -5,13 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamchat.benchmarks.methods.stream import ModelStream
+
+class Scorable(Protocol):
+    """A stream that returns logits."""
+
+    @property
+    def limit(self) -> int | None:
+        """Maximum total tokens; None = unlimited."""
+
+    @property
+    def chunk(self) -> int:
+        """Maximum tokens per forward pass."""
+
+    @property
+    def length(self) -> int:
+        """Number of cached tokens, in the longest layer."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes allocated for keys and values."""
+
+    def feed(self, ids: Tensor) -> Tensor:
+        """Feed (n,) ids; return logits (n, vocabulary)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +56,7 @@ class Scores:
         return int(np.isfinite(self.losses).sum())
 
 
-def score(stream: ModelStream, ids: Tensor, tick: Callable[[int], None] = lambda count: None) -> Scores:
+def score(stream: Scorable, ids: Tensor, tick: Callable[[int], None] = lambda count: None) -> Scores:
     """Feed (n,) `ids` and score all but the first, each given the cached tokens before it.
 
     Args:
