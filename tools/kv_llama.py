@@ -84,7 +84,7 @@ def main() -> None:
         "--types", nargs="+", default=["f16", "q8_0", "q4_0"], help="of the cache; q8_0/q4_0: keys/values"
     )
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # perplexity does not depend on it, and threads that wait take time from other programs
     tokenizer = load_model("default", device="cpu", weights="int4").tokenizer
     texts = [tokenize(each, tokenizer, args.max_tokens) for each in read_documents(list(map(str, args.books)))]
     first: float | None = None

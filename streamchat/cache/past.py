@@ -20,6 +20,7 @@ from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run
 from streamchat.cache.form import Form
 from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.layers.mover import Move
 from streamchat.cache.layers.slots import (
     SlotState,
     originals_of,
@@ -206,8 +207,12 @@ def _front(index: int, layer: StreamingLayer, past: PastState, pieces: Sequence[
     moved = [x.to(layer.storage.device) for x in both]
     storage = new_storage(moved[0], moved[1], past.originals, layer.storage.dtype)
     rotations = (layer.rotation.keys, layer.rotation.values)
-    for stored, x, rotation in zip(storage.both, moved, rotations, strict=True):
-        stored.write(0, x if rotation is None else rotation.rotate_to(x, past.base))
+    layer.mover.write_slots(
+        [
+            Move(stored.raw(0, past.originals), x, rotation, past.base, stored.searches)
+            for stored, x, rotation in zip(storage.both, moved, rotations, strict=True)
+        ]
+    )
     for name, part in storage.raw(0, past.originals).items():
         state[name][:, :, : past.originals] = part
     return {"original_keys": both[0], "original_values": both[1]}

@@ -17,6 +17,7 @@ import numpy as np
 from streamchat.kernels.check_attention import check_attention
 from streamchat.kernels.check_experts import check_experts
 from streamchat.kernels.check_matrices import MATRICES, noise, random_matrix, stored, values
+from streamchat.kernels.check_moves import check_moves
 from streamchat.kernels.check_operations import Array, address, array_product, compare, identity, normed, run, zeros
 from streamchat.kernels.operations import (
     BFLOAT16,
@@ -46,6 +47,7 @@ def main(path: str, number: int) -> None:
     _check_activations(kernels)
     check_experts(kernels)
     _check_many_tasks(kernels)
+    check_moves(kernels)
     check_attention(kernels)
     print(*_respond(kernels, *challenge(number)))
 

@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from streamchat.kernels.build import KernelsUnavailableError, library
-from streamchat.kernels.operations import Matrix, Operation, declare
+from streamchat.kernels.operations import Matrix, Move, Operation, declare
 
 _log = logging.getLogger(__name__)
 
@@ -19,6 +19,7 @@ class Kernels:
     def __init__(self, loaded: Any) -> None:
         declare(loaded)
         self._run, self._dequantize = loaded.run, loaded.dequantize
+        self._write_slots, self._read_slots = loaded.write_slots, loaded.read_slots
         self.attention_partial = loaded.attention_partial
         """(tokens, num_kv_heads, num_kv_groups, head_dim, spans) -> floats for partial results."""
 
@@ -43,6 +44,14 @@ class Kernels:
             *to: Number format, and address of (count, columns) numbers.
         """
         self._dequantize(ctypes.byref(matrix), columns, ids, first, count, *to)
+
+    def write_slots(self, moves: ctypes.Array[Move]) -> None:
+        """Write the slots of each move from its originals. Releases the GIL."""
+        self._write_slots(moves, len(moves))
+
+    def read_slots(self, moves: ctypes.Array[Move]) -> None:
+        """Write the originals of each move from its slots. Releases the GIL."""
+        self._read_slots(moves, len(moves))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
         return self  # copies of a model share the library

@@ -92,6 +92,16 @@ class Experts(ctypes.Structure):
     )
 
 
+class Move(ctypes.Structure):
+    """A range of slots, and their float32 copies; see `source/moves.h`."""
+
+    _fields_: ClassVar[Members] = _members(
+        (c_void_p, "originals slots scales cos sin"),
+        (c_long, "original_stride head_stride_bytes scale_stride"),
+        (c_int, "heads tokens dim first_dim pairs is_interleaved format searches"),
+    )
+
+
 class _Any(ctypes.Union):
     _fields_: ClassVar[Members] = [
         ("product", Product),
@@ -139,3 +149,5 @@ def declare(kernels: Any) -> None:
     kernels.dequantize.argtypes = [c_void_p, c_long, c_void_p, c_long, c_long, c_int, c_void_p]
     kernels.dequantize.restype = None
     kernels.attention_partial.argtypes, kernels.attention_partial.restype = [c_int] * 5, c_long
+    for moved in (kernels.write_slots, kernels.read_slots):
+        moved.argtypes, moved.restype = [c_void_p, c_long], None

@@ -147,7 +147,9 @@ def _load_planned(
     trace.mark(trace.TRANSFORMERS)
     with quiet():
         from streamchat.cache.dtype import dtype_named, set_cache_dtype
+        from streamchat.cache.layers.mover import set_mover
         from streamchat.decode.install import is_compiled
+        from streamchat.decode.mover import CompiledMover
         from streamchat.decode.report import step_report
         from streamchat.kernels.library import load_kernels, why_unavailable
         from streamchat.models.checked_step import install_checked
@@ -202,6 +204,8 @@ def _load_planned(
     cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
     cache_dtype, kv_notes = choose_kv_dtype(model, tokenizer, kv_dtype, cache_dtype, weights=used, name=done.name)
     set_cache_dtype(model, dtype_named(cache_dtype))
+    if compiled is not None:
+        set_mover(model, CompiledMover(compiled))
     step = step_report(model, decode, why_unavailable(kernels) if done.device == "cpu" and compiled is None else "")
     step_notes = step_notes or tuple(filter(None, [step.note(decode)]))
     progress(f"Loading {done.name}", 0, 0, "")

@@ -10,15 +10,15 @@ from torch import Tensor
 from streamchat.cache.layers.cuts import StateBefore, rewrite, save_cut
 from streamchat.cache.layers.fronts import save_originals, write_fronts
 from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.layers.mover import Move
 from streamchat.cache.layers.slots import (
     CopiedStates,
     open_front,
     originals_of,
     read_originals,
     set_originals,
-    states_in,
 )
-from streamchat.cache.positions.rotation import TensorRotation
+from streamchat.cache.layers.storage import PARTS, head_dim, parts_of
 
 Originals = tuple[Tensor, Tensor]
 """Unrotated float32 keys and values, (batch, num_kv_heads, tokens, head_dim) each."""
@@ -35,40 +35,28 @@ def unrotated(
         originals: The originals of the first tokens, if these had been moved before.
         position: Absolute position of the first one.
     """
-    pairs: list[list[Tensor | None]] = [[None, None] for _ in layers]
-    for name, indices, stack in states_in(slots):
-        part = int(name == "values")
-        for i, tensor in _undone(layers, part, indices, stack, position):
-            pairs[i][part] = tensor
-    result = []
-    for i, (keys, values) in enumerate(pairs):
-        assert keys is not None
-        assert values is not None
-        moved = originals.of(i)
-        known = originals_of(moved) if moved else (keys[:, :, :0], values[:, :, :0])
-        first = known[0].shape[2]
-        result.append(
-            (torch.cat([known[0], keys[:, :, first:]], dim=2), torch.cat([known[1], values[:, :, first:]], dim=2))
-        )
+    moves: list[Move] = []
+    result: list[Originals] = []
+    for i, layer in enumerate(layers):
+        state, known = slots.of(i), originals_of(originals.of(i)) if originals else None
+        pair = []
+        for part, name in enumerate(PARTS):
+            raw = parts_of(name, state)
+            batch, heads, count, _ = raw[""].shape
+            whole = torch.empty(batch, heads, count, head_dim(raw[""]))
+            moved = 0
+            if known is not None:
+                moved = known[part].shape[2]
+                whole[:, :, :moved] = known[part]
+            if moved < count:
+                rest = {name: tensor.narrow(2, moved, count - moved) for name, tensor in raw.items()}
+                rotation = layer.rotation.values if part else layer.rotation.keys
+                moves.append(Move(rest, whole[:, :, moved:], rotation, position + moved))
+            pair.append(whole)
+        result.append((pair[0], pair[1]))
+    if moves:
+        layers[0].mover.read_slots(moves)
     return result
-
-
-def _undone(
-    layers: Sequence[StreamingLayer], part: int, indices: tuple[int, ...], stack: Tensor, position: int
-) -> list[tuple[int, Tensor]]:
-    """Return (layer, unrotated tensor) for the layers of a stack; those that rotate alike are rotated back at once."""
-    groups: dict[TensorRotation | None, list[int]] = {}
-    for at, i in enumerate(indices):
-        both = layers[i].rotation
-        groups.setdefault(both.values if part else both.keys, []).append(at)
-    found: list[tuple[int, Tensor]] = []
-    for rotation, places in groups.items():
-        tensors = (stack if len(places) == len(indices) else stack[places]).float()
-        if rotation is not None:
-            angles = rotation.source.angles_range(position, stack.shape[-2], stack.device)
-            tensors = rotation.apply(tensors, angles, undo=True)
-        found += [(indices[at], tensor) for at, tensor in zip(places, tensors.unbind(), strict=True)]
-    return found
 
 
 def save_insert(layers: Sequence[StreamingLayer], at: int) -> StateBefore:

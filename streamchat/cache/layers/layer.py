@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.codes import CacheDtype, key_and_value_dtype
+from streamchat.cache.layers.mover import TORCH, Move, Mover
 from streamchat.cache.layers.storage import LayerStorage, TensorStorage, new_storage, states_like
 from streamchat.cache.positions.rotation import TensorRotation, difference
 
@@ -58,6 +59,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         # Unrotated float32 copies of the first tokens. Rotating step by step in the cache's dtype would accumulate
         # rounding errors: 70 % in bfloat16 after 1,000 evictions, instead of 0.2 % after any number.
         self._originals: tuple[Tensor, Tensor] | None = None
+        self.mover: Mover = TORCH
         self.written = 0
         """Slots at the front whose contents are exactly their originals, moved to where they are."""
 
@@ -295,20 +297,28 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         joined = [torch.cat(column, dim=2) for column in zip(*known, (keys, values), strict=True)]
         self._originals = joined[0], joined[1]
 
+    def new_originals(self, part: int, count: int) -> Tensor:
+        """Return an uninitialized tensor for the originals of `count` keys (0) or values (1)."""
+        assert self.storage is not None
+        batch, heads, dim = self.storage.both[part].shape
+        return torch.empty(batch, heads, count, dim, dtype=torch.float32, device=self.storage.device)
+
+    def move(self, part: int, first: int, originals: Tensor) -> Move:
+        """Return the move between the keys (0) or values (1) from slot `first` on and their originals."""
+        assert self.storage is not None
+        stored = self.storage.both[part]
+        rotation = self.rotation.values if part else self.rotation.keys
+        slots = stored.raw(self.start + first, originals.shape[2])
+        return Move(slots, originals, rotation, self.base + first, stored.searches)
+
     def unrotated_keys(self, first: int, stop: int) -> Tensor:
         """Return the keys of slots `[first, stop)`, (batch, num_kv_heads, stop - first, head_dim) in float32.
 
         Rotary positions are undone. Positions that a model adds to its input (learned tables) remain in the keys.
         """
-        assert self.storage is not None
-        return self._unrotated(self.storage.keys, self.rotation.keys, first, stop)
-
-    def _unrotated(self, stored: TensorStorage, rotation: TensorRotation | None, first: int, stop: int) -> Tensor:
-        x = stored.read(self.start + first, stop - first).float()
-        if rotation is None:
-            return x
-        angles = rotation.source.angles_range(self.base + first, stop - first, x.device)
-        return rotation.apply(x, angles, undo=True)
+        keys = self.new_originals(0, stop - first)
+        self.mover.read_slots([self.move(0, first, keys)])
+        return keys
 
     def _drop_originals(self, at: int, count: int) -> None:
         """Drop the copies of `count` slots from slot `at` on; those of later slots stay right, rotated or not."""

@@ -25,10 +25,26 @@ from streamchat.cache.layers.codes import (
 
 Raw = dict[str, Tensor]
 """Parts of some slots, in the format of the storage."""
+PARTS = ("key", "value")
+"""Start of the names of a layer's raw slots."""
+
+
+def head_dim(slots: Tensor) -> int:
+    """Return the numbers of a head, which is stored as numbers or codes (..., width)."""
+    return slots.shape[-1] * (2 if slots.dtype == torch.uint8 else 1)
 
 
 class TensorStorage(ABC):
     """The keys or the values of all slots of a layer."""
+
+    searches = False
+    """Whether a head is stored with the best of several scales, see `quantize`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(batch, num_kv_heads, head_dim)."""
+        slots = self.parts[""]
+        return slots.shape[0], slots.shape[1], head_dim(slots)
 
     @property
     @abstractmethod
@@ -238,8 +254,8 @@ class LayerStorage:
 
     def write_raw(self, first: int, raw: Mapping[str, Tensor]) -> int:
         """Store raw slots of this or another storage from slot `first` on; return their number."""
-        self.keys.write_raw(first, _unnamed("key", raw))
-        self.values.write_raw(first, _unnamed("value", raw))
+        self.keys.write_raw(first, parts_of("key", raw))
+        self.values.write_raw(first, parts_of("value", raw))
         return raw["keys"].shape[2]
 
     def select(self, pick: Callable[[Tensor], Tensor]) -> None:
@@ -262,7 +278,8 @@ def _named(name: str, parts: Mapping[str, Tensor]) -> Raw:
     return {f"{name}_{part}" if part else f"{name}s": tensor for part, tensor in parts.items()}
 
 
-def _unnamed(name: str, raw: Mapping[str, Tensor]) -> Raw:
+def parts_of(name: str, raw: Mapping[str, Tensor]) -> Raw:
+    """Return the parts of `key` or `value` in the raw slots of a layer."""
     prefix = f"{name}_"
     more = {part.removeprefix(prefix): tensor for part, tensor in raw.items() if part.startswith(prefix)}
     return {"": raw[f"{name}s"]} | more
@@ -292,4 +309,4 @@ def new_storage(keys: Tensor, values: Tensor, slots: int, dtype: CacheDtype) -> 
 def states_like(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return empty keys and values, (batch, num_kv_heads, 0, head_dim), of the shapes of these raw slots."""
     none = {name: part[:, :, :0] for name, part in raw.items()}
-    return states_of(_unnamed("key", none)), states_of(_unnamed("value", none))
+    return states_of(parts_of("key", none)), states_of(parts_of("value", none))

@@ -14,6 +14,7 @@ from streamchat.cache.dtype import cache_dtype
 from streamchat.cache.eviction.check import require_eviction_check
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.layers.codes import CacheDtype
+from streamchat.cache.layers.mover import mover_of
 from streamchat.cache.positions.absolute import absolute_limit
 from streamchat.cache.positions.fit import PositionFit, fit_positions
 from streamchat.cache.positions.selfcheck import require_self_check
@@ -122,4 +123,4 @@ def make_cache(
     """
     kind = RecomputingCache if fit.method == "recompute" else StreamingCache
     sizes = {"cache_size": cache_size, "num_sink_tokens": num_sink_tokens}
-    return kind(model.config, fit, **sizes, options=options, dtype=dtype or cache_dtype(model))
+    return kind(model.config, fit, **sizes, options=options, dtype=dtype or cache_dtype(model), mover=mover_of(model))

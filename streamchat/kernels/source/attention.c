@@ -79,20 +79,6 @@ static void rotate_pairs(const float *x, const float *cos, const float *sin, int
         out[d] = scale * x[d];
 }
 
-/* Stores a head, which it may change. searches: see `round_head`. scale: where its scale belongs. */
-static void store(float *x, int dim, int format, int searches, char *to, uint16_t *scale) {
-    if (has_scales(format))
-        *scale = round_head(x, dim, format, searches, to);
-    else if (format == BFLOAT16)
-        for (int d = 0; d < dim; d++)
-            ((bfloat16 *)to)[d] = to_bfloat16(x[d]);
-    else if (format == FLOAT16)
-        for (int d = 0; d < dim; d++)
-            ((float16 *)to)[d] = to_float16(x[d]);
-    else
-        memcpy(to, x, sizeof(float) * (size_t)dim);
-}
-
 /* Floats of `partial`: for each token, head and span the weighted values of each query, then all maxima, all sums. */
 EXPORT long attention_partial(int tokens, int heads, int queries, int dim, int spans) {
     return (long)tokens * heads * spans * queries * (dim + 2);
@@ -149,11 +135,11 @@ static void store_head(const Attention *a, int token, int h) {
     const float *key = a->key + token * a->token_stride + source * a->key_stride;
     const float *value = a->value + token * a->token_stride + source * a->value_stride;
     prepare(a, &a->key_norm, key, h, a->num_kv_heads, token, 1.0f, row);
-    store(row, dim, key_format(a->format), 0, key_at(a, h, slot), a->key_scales + scale);
+    encode_head(row, dim, key_format(a->format), 0, key_at(a, h, slot), a->key_scales + scale);
     const float *limited = clipped(a, value, row);
     if (limited != row)
         memcpy(row, limited, sizeof(float) * (size_t)dim);
-    store(row, dim, value_format(a->format), a->format == K8V4, value_at(a, h, slot), a->value_scales + scale);
+    encode_head(row, dim, value_format(a->format), a->format == K8V4, value_at(a, h, slot), a->value_scales + scale);
 }
 
 int store_tasks(const Attention *a) { return a->tokens * a->num_kv_heads; }

@@ -1,4 +1,4 @@
-/* Heads of keys and values in 8 or 4 bits: codes, and a bfloat16 scale for each token and head.
+/* Heads of keys and values as they are cached: numbers, or codes of 8 or 4 bits with a bfloat16 scale for each head.
  *
  * A head is turned by a Hadamard matrix before it is rounded. INT8: a signed byte per number. INT4: code + 8 in 4 bits;
  * the low bits of a byte belong to the first half of the head. The scale is that of the largest number, or the best of
@@ -13,19 +13,26 @@
 enum { ZERO = 8, SHARES = 4 };
 
 /* Multiplies `x` by an orthogonal Hadamard matrix, in parts of the largest power of two that divides `dim`. The inverse
- * is the same. */
+ * is the same. Each step adds neighbors, and puts sums before differences, so that compilers can vectorize all steps. */
 INLINE void turn(float *x, int dim) {
-    int part = dim & -dim;
-    for (int size = 1; size < part; size *= 2)
-        for (int first = 0; first < dim; first += 2 * size) {
-            float *low = x + first, *high = low + size;
+    float other[MAX_DIM];
+    int part = dim & -dim, half = part / 2;
+    for (int first = 0; first < dim; first += part) {
+        float *from = x + first, *to = other;
+        for (int size = 1; size < part; size *= 2) {
             SIMD
-            for (int d = 0; d < size; d++) {
-                float sum = low[d] + high[d];
-                high[d] = low[d] - high[d];
-                low[d] = sum;
+            for (int d = 0; d < half; d++) {
+                float low = from[2 * d], high = from[2 * d + 1];
+                to[d] = low + high;
+                to[d + half] = low - high;
             }
+            float *last = from;
+            from = to;
+            to = last;
         }
+        if (from == other)
+            memcpy(x + first, other, sizeof(float) * (size_t)part);
+    }
     float factor = 1.0f / __builtin_sqrtf((float)part);
     SIMD
     for (int d = 0; d < dim; d++)
@@ -83,6 +90,20 @@ INLINE bfloat16 round_head(float *x, int dim, int format, int searches, char *to
         for (int d = 0; d < dim / 2; d++)
             to[d] = (char)((codes[d] + ZERO) | (codes[d + dim / 2] + ZERO) << 4);
     return best;
+}
+
+/* Stores a head, which it may change. searches: see `round_head`. scale: where its scale belongs. */
+INLINE void encode_head(float *x, int dim, int format, int searches, char *to, uint16_t *scale) {
+    if (has_scales(format))
+        *scale = round_head(x, dim, format, searches, to);
+    else if (format == BFLOAT16)
+        for (int d = 0; d < dim; d++)
+            ((bfloat16 *)to)[d] = to_bfloat16(x[d]);
+    else if (format == FLOAT16)
+        for (int d = 0; d < dim; d++)
+            ((float16 *)to)[d] = to_float16(x[d]);
+    else
+        memcpy(to, x, sizeof(float) * (size_t)dim);
 }
 
 /* The numbers of `count` heads in float32, still turned. */

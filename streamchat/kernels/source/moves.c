@@ -1,0 +1,80 @@
+/* Keys and values at other positions: from float32 copies without rotary positions to cached slots, and back.
+ *
+ * What a head becomes does not depend on how many others are moved with it, so that undo can write slots again to the
+ * bit.
+ */
+#include "codes.h"
+#include "moves.h"
+
+enum { TO_SLOTS = 1, TO_ORIGINALS = -1 };
+
+/* Rotates `2 * pairs` elements of a head by the angles of a token, or back. */
+INLINE void rotate_part(const Move *m, int token, float direction, float *x) {
+    const float *cos = m->cos + (long)token * m->pairs, *sin = m->sin + (long)token * m->pairs;
+    float turned[MAX_DIM];
+    int pairs = m->pairs;
+    x += m->first_dim;
+    if (m->is_interleaved)
+        for (int d = 0; d < pairs; d++) {
+            float s = direction * sin[d];
+            turned[2 * d] = x[2 * d] * cos[d] - x[2 * d + 1] * s;
+            turned[2 * d + 1] = x[2 * d + 1] * cos[d] + x[2 * d] * s;
+        }
+    else
+        for (int d = 0; d < pairs; d++) {
+            float s = direction * sin[d];
+            turned[d] = x[d] * cos[d] - x[d + pairs] * s;
+            turned[d + pairs] = x[d + pairs] * cos[d] + x[d] * s;
+        }
+    memcpy(x, turned, sizeof(float) * 2 * (size_t)pairs);
+}
+
+static void write_head(const Move *m, int token, const float *from, char *to, uint16_t *scale) {
+    float x[MAX_DIM];
+    memcpy(x, from, sizeof(float) * (size_t)m->dim);
+    if (m->cos)
+        rotate_part(m, token, TO_SLOTS, x);
+    encode_head(x, m->dim, m->format, m->searches, to, scale);
+}
+
+static void read_head(const Move *m, int token, const char *from, const uint16_t *scale, float *x) {
+    int dim = m->dim;
+    if (has_scales(m->format)) {
+        widen_heads(from, scale, m->format, 1, dim, x);
+        turn(x, dim);
+    } else if (m->format == FLOAT32)
+        memcpy(x, from, sizeof(float) * (size_t)dim);
+    else
+        for (int d = 0; d < dim; d++) {
+            uint16_t bits = ((const uint16_t *)from)[d];
+            x[d] = m->format == BFLOAT16 ? from_bfloat16(bits) : from_float16(bits);
+        }
+    if (m->cos)
+        rotate_part(m, token, TO_ORIGINALS, x);
+}
+
+static void move(const Move *m, int direction) {
+    long each = head_bytes(m->format, m->dim);
+    for (int h = 0; h < m->heads; h++)
+        for (int token = 0; token < m->tokens; token++) {
+            float *original = m->originals + h * m->original_stride + (long)token * m->dim;
+            char *slot = m->slots + h * m->head_stride_bytes + token * each;
+            uint16_t *scale = m->scales + h * m->scale_stride + token;
+            if (direction == TO_SLOTS)
+                write_head(m, token, original, slot, scale);
+            else
+                read_head(m, token, slot, scale, original);
+        }
+}
+
+/* Writes slots from their originals. */
+EXPORT void write_slots(const Move *moves, long count) {
+    for (long i = 0; i < count; i++)
+        move(moves + i, TO_SLOTS);
+}
+
+/* Writes originals from their slots. */
+EXPORT void read_slots(const Move *moves, long count) {
+    for (long i = 0; i < count; i++)
+        move(moves + i, TO_ORIGINALS);
+}
