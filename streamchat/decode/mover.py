@@ -40,7 +40,7 @@ class CompiledMover:
         TORCH.read_slots(_run(self._kernels.read_slots, moves))
 
 
-def _run(function: Callable[[ctypes.Array[operations.Move]], None], moves: Sequence[Move]) -> list[Move]:
+def _run(function: Callable[[ctypes.Array[operations.Move], int], None], moves: Sequence[Move]) -> list[Move]:
     """Call the kernels for the moves that they support; return the others."""
     templates: dict[tuple[object, ...], _Template | None] = {}
     ours: list[operations.Move] = []
@@ -68,7 +68,7 @@ def _run(function: Callable[[ctypes.Array[operations.Move]], None], moves: Seque
                 found.scales = scales.data_ptr()
             ours.append(found)
     if ours:
-        function((operations.Move * len(ours))(*ours))
+        function((operations.Move * len(ours))(*ours), torch.get_num_threads())
     return others
 
 

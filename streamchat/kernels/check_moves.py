@@ -70,10 +70,10 @@ def _check(kernels: Any, case: _Case, searches: int) -> None:
     )
     moves = (Move * 1)(move)
     before = pair.numbers()[0]
-    kernels.read_slots(moves, 1)
+    assert kernels.read_slots(moves, 1, 1) == 0
     compare("keys without positions", originals, _rotated(before[:, first : first + tokens], case, -angles))
     originals[:] = noise(*originals.shape)
-    kernels.write_slots(moves, 1)
+    assert kernels.write_slots(moves, 1, 1) == 0
     expected = _rotated(originals, case, angles)
     after = pair.numbers()[0]
     moved, outside = after[:, first : first + tokens], np.delete(after, np.s_[first : first + tokens], 1)

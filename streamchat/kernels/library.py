@@ -45,13 +45,22 @@ class Kernels:
         """
         self._dequantize(ctypes.byref(matrix), columns, ids, first, count, *to)
 
-    def write_slots(self, moves: ctypes.Array[Move]) -> None:
-        """Write the slots of each move from its originals. Releases the GIL."""
-        self._write_slots(moves, len(moves))
+    def write_slots(self, moves: ctypes.Array[Move], threads: int) -> None:
+        """Write the slots of each move from its originals with up to `threads` threads. Releases the GIL.
 
-    def read_slots(self, moves: ctypes.Array[Move]) -> None:
-        """Write the originals of each move from its slots. Releases the GIL."""
-        self._read_slots(moves, len(moves))
+        Raises:
+            MemoryError: There is no memory for the threads.
+        """
+        self._moved(self._write_slots(moves, len(moves), threads))
+
+    def read_slots(self, moves: ctypes.Array[Move], threads: int) -> None:
+        """Write the originals of each move from its slots; otherwise like `write_slots`."""
+        self._moved(self._read_slots(moves, len(moves), threads))
+
+    @staticmethod
+    def _moved(status: int) -> None:
+        if status:
+            raise MemoryError("no memory for the threads of the compiled kernels")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
         return self  # copies of a model share the library

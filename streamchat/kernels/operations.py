@@ -150,4 +150,4 @@ def declare(kernels: Any) -> None:
     kernels.dequantize.restype = None
     kernels.attention_partial.argtypes, kernels.attention_partial.restype = [c_int] * 5, c_long
     for moved in (kernels.write_slots, kernels.read_slots):
-        moved.argtypes, moved.restype = [c_void_p, c_long], None
+        moved.argtypes, moved.restype = [c_void_p, c_int, c_int], c_int

@@ -59,7 +59,7 @@ static void move(const Move *m, int direction) {
         for (int token = 0; token < m->tokens; token++) {
             float *original = m->originals + h * m->original_stride + (long)token * m->dim;
             char *slot = m->slots + h * m->head_stride_bytes + token * each;
-            uint16_t *scale = m->scales + h * m->scale_stride + token;
+            uint16_t *scale = has_scales(m->format) ? m->scales + h * m->scale_stride + token : 0;
             if (direction == TO_SLOTS)
                 write_head(m, token, original, slot, scale);
             else
@@ -67,14 +67,31 @@ static void move(const Move *m, int direction) {
         }
 }
 
-/* Writes slots from their originals. */
-EXPORT void write_slots(const Move *moves, long count) {
-    for (long i = 0; i < count; i++)
-        move(moves + i, TO_SLOTS);
+typedef struct {
+    const Move *moves;
+    int count, direction;
+} Moves;
+
+static int tasks(const void *data, long phase, int threads) {
+    (void)phase, (void)threads;
+    return ((const Moves *)data)->count;
 }
 
-/* Writes originals from their slots. */
-EXPORT void read_slots(const Move *moves, long count) {
-    for (long i = 0; i < count; i++)
-        move(moves + i, TO_ORIGINALS);
+static void work(const void *data, long phase, int task, int threads, uint64_t tag, Member *member) {
+    (void)phase, (void)threads, (void)tag, (void)member;
+    const Moves *all = data;
+    move(all->moves + task, all->direction);
 }
+
+static int move_all(const Move *moves, int count, int threads, int direction) {
+    Moves all = {moves, count, direction};
+    TeamProgram program = {.data = &all, .phases = 1, .tasks = tasks, .work = work};
+    return team_run(&program, threads);
+}
+
+/* Writes slots from their originals. No two moves may have the same slots. Returns 0, or -1 if there is not enough
+ * memory for the threads. */
+EXPORT int write_slots(const Move *moves, int count, int threads) { return move_all(moves, count, threads, TO_SLOTS); }
+
+/* Writes originals from their slots. */
+EXPORT int read_slots(const Move *moves, int count, int threads) { return move_all(moves, count, threads, TO_ORIGINALS); }
