@@ -132,10 +132,10 @@ def _pieces(
         places = _places(tokens, left)
         if not places:
             continue
-        whole = unrotated(cache.streaming_layers, tokens.slots, tokens.originals, tokens.position)
         for run, at in places:
-            size = run[1] - run[0]
-            pieces.append((run, [(k[:, :, at : at + size], v[:, :, at : at + size]) for k, v in whole]))
+            wanted = (at, at + run[1] - run[0])
+            found = unrotated(cache.streaming_layers, tokens.slots, tokens.originals, tokens.position, wanted)
+            pieces.append((run, found))
             left = [part for first, stop in left for part in _without(first, stop, run)]
     if left:
         raise CacheError(f"the keys and values of the tokens {left[0][0]} to {left[0][1] - 1} are not kept")

@@ -91,7 +91,7 @@ def states(cache: StreamingCache, first: int, stop: int) -> list[Originals]:
     """Keys and values of the tokens of some log indices, at position 0."""
     layers, slot = cache.streaming_layers, cache.ledger.slot_from(first)
     raw = copied([read_slots(layer, slot, slot + stop - first) for layer in layers])
-    return unrotated(layers, raw, CopiedStates(), layers[0].base + slot)
+    return unrotated(layers, raw, CopiedStates(), layers[0].base + slot, (0, stop - first))
 
 
 CODES: list[tuple[CacheDtype, float]] = [(torch.int8, 0.02), (K8V4, 0.25)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from streamchat.cache.eviction.policy import Run
 from streamchat.cache.layers.cuts import StateBefore, rewrite, save_cut
 from streamchat.cache.layers.fronts import save_originals, write_fronts
 from streamchat.cache.layers.layer import StreamingLayer
@@ -25,16 +26,18 @@ Originals = tuple[Tensor, Tensor]
 
 
 def unrotated(
-    layers: Sequence[StreamingLayer], slots: CopiedStates, originals: CopiedStates, position: int
+    layers: Sequence[StreamingLayer], slots: CopiedStates, originals: CopiedStates, position: int, wanted: Run
 ) -> list[Originals]:
-    """Return the originals of evicted tokens, per layer. The tensors are in main memory.
+    """Return the originals of some evicted tokens, per layer. The tensors are in main memory.
 
     Args:
         layers: The layers that they were evicted from.
-        slots: The content of their slots.
-        originals: The originals of the first tokens, if these had been moved before.
-        position: Absolute position of the first one.
+        slots: The content of the slots of all tokens that were evicted with them.
+        originals: The originals of the first of these, if they had been moved before.
+        position: Absolute position of the first of these.
+        wanted: First and last + 1 of those to return, counted from the first one.
     """
+    first, stop = wanted
     moves: list[Move] = []
     result: list[Originals] = []
     for i, layer in enumerate(layers):
@@ -42,16 +45,16 @@ def unrotated(
         pair = []
         for part, name in enumerate(PARTS):
             raw = parts_of(name, state)
-            batch, heads, count, _ = raw[""].shape
-            whole = torch.empty(batch, heads, count, head_dim(raw[""]))
-            moved = 0
-            if known is not None:
-                moved = known[part].shape[2]
-                whole[:, :, :moved] = known[part]
-            if moved < count:
-                rest = {name: tensor.narrow(2, moved, count - moved) for name, tensor in raw.items()}
+            batch, heads, _, _ = raw[""].shape
+            whole = torch.empty(batch, heads, stop - first, head_dim(raw[""]))
+            start = first
+            if known is not None and known[part].shape[2] > first:
+                start = min(stop, known[part].shape[2])
+                whole[:, :, : start - first] = known[part][:, :, first:start]
+            if start < stop:
+                rest = {name: tensor.narrow(2, start, stop - start) for name, tensor in raw.items()}
                 rotation = layer.rotation.values if part else layer.rotation.keys
-                moves.append(Move(rest, whole[:, :, moved:], rotation, position + moved))
+                moves.append(Move(rest, whole[:, :, start - first :], rotation, position + start))
             pair.append(whole)
         result.append((pair[0], pair[1]))
     if moves:
