@@ -146,7 +146,7 @@ class EvictedArchive:
             return pending
         waiting = self._writer.waiting(session)  # before the rows are read: what was written since is in both
         try:
-            rows = self._pages.pages(session)
+            rows = self._pages.pages(session, wanted)
         except StoreError:
             _log.warning("the archive of evicted tokens cannot be read", exc_info=True)
             rows = []

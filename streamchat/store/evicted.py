@@ -29,6 +29,8 @@ from streamchat.store.database import Database
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
+MOST_RUNS = 100
+"""A query for more runs is one for the range of all; SQLite limits the depth of expressions."""
 FILE_BYTES = 32 << 20
 """A file is not appended to beyond this size."""
 
@@ -152,10 +154,27 @@ class EvictedPages:
     def _path(self, session: str, number: int) -> Path:
         return self.folder(session) / f"{number:06}.pages"
 
-    def pages(self, session: str) -> list[StoredPage]:
-        """Return the pages of a session, oldest first, without damaged rows."""
+    def pages(self, session: str, wanted: Sequence[tuple[int, int]] | None = None) -> list[StoredPage]:
+        """Return the pages of a session, oldest first, without damaged rows.
+
+        Args:
+            session: Its id.
+            wanted: Runs [first, stop) of token log indices; only pages with some of them are returned. None for all.
+        """
+        chosen, values = "", list[int]()
+        if wanted is not None:
+            if len(wanted) > MOST_RUNS:
+                wanted = [(min(first for first, _ in wanted), max(stop for _, stop in wanted))]
+            # SQLite reads the runs of a thousand rows in a millisecond; Python would need ten
+            overlaps = " OR ".join(
+                ["json_extract(value, '$[0]') < ? AND json_extract(value, '$[1]') > ?"] * len(wanted)
+            )
+            some = f"EXISTS (SELECT 1 FROM json_each(runs) WHERE CASE type WHEN 'array' THEN {overlaps or 'FALSE'} END)"
+            chosen = f" AND CASE WHEN json_valid(runs) THEN {some} ELSE TRUE END"
+            values = [bound for first, stop in wanted for bound in (stop, first)]
         with self._database().read() as connection:
-            rows = connection.execute("SELECT * FROM evicted WHERE session = ? ORDER BY id", (session,)).fetchall()
+            query = f"SELECT * FROM evicted WHERE session = ?{chosen} ORDER BY id"
+            rows = connection.execute(query, (session, *values)).fetchall()
         return [page for row in rows if (page := _page_of(row)) is not None]
 
     def read(self, stored: StoredPage) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,27 @@ def test_a_write_that_fails_is_told_and_the_next_one_starts_a_new_file(
             (3, b"third"),
         ]
         assert len(list(pages.folder(session).iterdir())) == 2
+
+
+def test_pages_are_found_by_the_tokens_that_they_have(database: Path) -> None:
+    with Store(database) as store:
+        session, pages = a_session(store), store.evicted
+        for turn in range(1, 7):
+            page = replace(a_page(turn), runs=((turn * 10, turn * 10 + 4), (turn * 10 + 6, turn * 10 + 8)))
+            pages.append(session, page, b"data")
+
+        def turns(*wanted: tuple[int, int]) -> list[int]:
+            return [page.turn for page, _ in pages.pages(session, wanted)]
+
+        assert turns((13, 20)) == [1]
+        assert turns((14, 16)) == turns((18, 20)) == turns((68, 99)) == turns() == []
+        assert turns((17, 18), (33, 47)) == [1, 3, 4]
+        assert turns(*((at, at + 1) for at in range(20, 200))) == [2, 3, 4, 5, 6]
+        # damaged rows are skipped, whatever they have
+        for turn, runs in enumerate(("", "[[1", "5", '["a"]', '[["a", {}]]', "[[1]]", "{}", "null"), 1):
+            with store.evicted._write() as connection:
+                connection.execute("UPDATE evicted SET runs = ? WHERE turn = ?", (runs, turn))
+        assert turns((0, 1000)) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
