@@ -6,6 +6,7 @@ import argparse
 import signal
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from streamchat.base import paths
@@ -49,6 +50,8 @@ def serve_on_ray(args: argparse.Namespace, configuration: Configuration, options
         token, is_new = read_token(options.token_file or token_path())
     shared = paths.data_dir() / "shared" if args.shared is None else paths.user_path(Path(args.shared)).absolute()
     identity = SharedFolder(shared).identity()
+    if not configuration.is_explicit("auto_recall"):  # the archive stays with the replica that evicted the turns
+        configuration = replace(configuration, settings=replace(configuration.settings, auto_recall="off"))
     plan = ClusterPlan(with_absolute_paths(configuration), options, token, shared, identity, replicas)
     stopped = threading.Event()
     with connected(args.ray), ExitStack() as stack:

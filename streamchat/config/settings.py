@@ -205,7 +205,7 @@ class Settings:
         choices=get_args(OnFull),
     )
     auto_recall: AutoRecall = _CACHE.harmless(
-        "off",
+        "on",
         "Recall of evicted turns that match a message: on puts them back in context for the reply, suggest names "
         "them, off does nothing",
         choices=get_args(AutoRecall),
