@@ -23,7 +23,6 @@ from streamchat.cache.history import CacheHistory
 from streamchat.cache.layers.codes import CacheDtype
 from streamchat.cache.layers.fronts import evict_slots, rebase
 from streamchat.cache.layers.layer import StreamingLayer
-from streamchat.cache.layers.mover import TORCH, Mover
 from streamchat.cache.layers.select import is_mixed, streaming_layer
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.room import quarter_of_room
@@ -49,7 +48,6 @@ class StreamingCache(DynamicCache):
         options: How to evict.
         dtype: The dtype of the cached keys and values, or `torch.int8` or `torch.int4` for codes with scales; a pair
             for keys and values; None for that of the model.
-        mover: Moves tokens to other positions.
 
     Raises:
         ConfigError: The sizes are impossible.
@@ -65,7 +63,6 @@ class StreamingCache(DynamicCache):
         num_sink_tokens: int = 4,
         options: EvictionOptions | None = None,
         dtype: CacheDtype | None = None,
-        mover: Mover = TORCH,
     ) -> None:
         if not 0 <= num_sink_tokens < cache_size:
             raise ConfigError(
@@ -105,8 +102,6 @@ class StreamingCache(DynamicCache):
             )
         for i, layer in enumerate(self.layers):
             self.layers[i] = streaming_layer(i, layer, config, fit.layers[i], cache_size, dtype)
-        for each in self.streaming_layers:
-            each.mover = mover
         self._last = max(i for i, layer in enumerate(self.layers) if isinstance(layer, StreamingLayer))
         self.croppable = all(isinstance(layer, StreamingLayer) and not is_mixed(layer) for layer in self.layers)
         """Whether the newest tokens can be removed: not with recurrent states, which cannot be rewound."""

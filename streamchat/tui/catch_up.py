@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streamchat.base import events as ev
-from streamchat.frontend.messages import turn_figures
+from streamchat.frontend.messages import recalled_sentence, turn_figures
 from streamchat.frontend.presenter import merge_evictions, was_cut
 from streamchat.tui.transcript import FinishedTurn
 
@@ -37,7 +37,10 @@ def collapse_turns(events: Sequence[ev.Event], running: bool) -> list[ev.Event |
     return out
 
 
-_TURN_EVENTS = (ev.TurnStarted, ev.PrefillProgress, ev.TextDelta, ev.TokensEvicted, ev.TurnFinished, ev.StatusSampled)
+_TURN_EVENTS = (
+    *(ev.TurnStarted, ev.PrefillProgress, ev.TextDelta, ev.TokensEvicted, ev.TurnsRecalled),
+    *(ev.TurnFinished, ev.StatusSampled),
+)
 
 
 def _whole_turns(events: Sequence[ev.Event]) -> list[tuple[int, int]]:
@@ -75,4 +78,5 @@ def _finished_turn(inside: Sequence[ev.Event]) -> FinishedTurn:
         turn_figures(finished),
         was_cut(finished.finish_reason),
         tuple((event, after) for after, event in evicted.items()),
+        tuple(recalled_sentence(event) for event in inside if isinstance(event, ev.TurnsRecalled)),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from streamchat.base import events as ev
 from streamchat.base.sanitize import one_line
+from streamchat.frontend.messages import recalled_sentence
 from streamchat.frontend.presenter import present
 from streamchat.telemetry.log_file import log_path
 from streamchat.tui.widgets.conversation import Conversation
@@ -56,6 +57,9 @@ class Narrator:
                     self.current.show_prefill(event)
             case ev.TokensEvicted():
                 await self._conversation.add_eviction(event, self.current)
+            case ev.TurnsRecalled() if self.current is not None:
+                await self.current.add_recall(recalled_sentence(event))
+                return  # shown above the reply, not below it
             case ev.TextDelta(text=text):
                 if self.current is not None:
                     await self.current.add(text)

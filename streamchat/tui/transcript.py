@@ -21,6 +21,8 @@ class FinishedTurn:
     """The reply was cut off: stopped, or at the token limit."""
     evictions: tuple[tuple[TokensEvicted, bool], ...] = ()
     """(eviction, whether it happened after the reply started) pairs."""
+    recalls: tuple[str, ...] = ()
+    """Sentences about turns that were recalled for it."""
 
 
 class TranscriptHistory:

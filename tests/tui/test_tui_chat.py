@@ -13,7 +13,7 @@ from streamchat.config.settings import Settings
 from streamchat.frontend.messages import STOPPED_EARLY
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.gauge import Gauge
-from streamchat.tui.widgets.lines import FailurePanel, SystemPrompt, Welcome
+from streamchat.tui.widgets.lines import FailurePanel, RecallLine, SystemPrompt, Welcome
 from streamchat.tui.widgets.loading import LoadingPanel
 from streamchat.tui.widgets.reply import Reply as ReplyWidget
 from streamchat.tui.widgets.status_line import StatusLine, fitting
@@ -264,6 +264,34 @@ async def test_evictions_are_said_and_fade() -> None:
         assert "turn 4 is now only partly in context" in driver.evictions[-1]
         counted = sum(event.count for turn in driver.turns for event in turn.evictions)
         assert counted == driver.board.cache.tokens_evicted
+
+
+RECALLED = ev.TurnsRecalled(2, (1,), (), 43, ((4, 47),), 0.0084, ev.CacheState())
+SENTENCE = "↩ Turn 1 is back in context (43 tokens in 8 ms)."
+
+
+async def test_a_recall_is_said_above_the_reply_for_which_it_was() -> None:
+    engine = ScriptedEngine(["one", Reply("the code is 48213", hold_prefill=True)])
+    async with driving(engine, size=(100, 60)) as driver:
+        await driver.ask("first")
+        await driver.enter("second")
+        await driver.until(lambda: driver.turns[-1].number == 2)
+        engine.emit(RECALLED)
+        await driver.until(lambda: driver.conversation.query(RecallLine))
+        engine.release()
+        await driver.until(lambda: "48213" in driver.turns[-1].reply_text)
+        await driver.pilot.pause()
+        kinds = [type(child) for child in driver.turns[-1].children]
+        assert kinds.index(UserMessage) < kinds.index(RecallLine) < kinds.index(ReplyWidget)
+        assert driver.screen_text.count(SENTENCE) == 1
+        # a turn that is rebuilt when the user scrolls back says it as well
+        past = driver.turns[-1].finished_turn
+        again = Turn(past.text, "model")
+        await driver.conversation.mount(again)
+        await again.restore(past)
+        kinds = [type(child) for child in again.children]
+        assert kinds.index(UserMessage) < kinds.index(RecallLine) < kinds.index(ReplyWidget)
+        assert again.finished_turn.recalls == past.recalls == (SENTENCE[2:],)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from textual.geometry import Size
 from streamchat.base import events as ev
 from streamchat.config.settings import Settings
 from streamchat.tui.bridge import EventBridge
+from streamchat.tui.catch_up import RENDERED_TURNS, collapse_turns
 from streamchat.tui.pace import (
     FAST_TPS,
     FIGURES_S,
@@ -25,6 +26,7 @@ from streamchat.tui.pace import (
     SHARE,
     FramePace,
 )
+from streamchat.tui.transcript import FinishedTurn
 from streamchat.tui.widgets.growing import BulletList, OrderedList
 from streamchat.tui.widgets.reply import Paragraph, ReplyMarkdown
 from streamchat.tui.widgets.status_panel import StatusPanel
@@ -132,6 +134,18 @@ def test_text_is_merged_across_figures_and_evictions() -> None:
     bridge.put(ev.Notice("between"))
     bridge.put(ev.TextDelta(1, "b"))
     assert len(bridge.drain()) == 3
+
+
+def test_a_turn_that_was_never_drawn_keeps_what_was_recalled_for_it() -> None:
+    recalled = ev.TurnsRecalled(1, (7, 9), (), 61, ((4, 65),), 0.004, ev.CacheState())
+    batch: list[ev.Event] = []
+    for number in range(1, RENDERED_TURNS + 2):
+        stats = ev.TurnStats(number, 5, 1, 6, 64, 0, 0, None, None, 0, 0, None, "stop")
+        batch += [ev.TurnStarted(number, "hi", 5), recalled, ev.TurnFinished(stats, "stop", "ho")]
+    first, *others = collapse_turns(batch, running=False)
+    assert isinstance(first, FinishedTurn)
+    assert first.recalls == ("Turns 7, 9 are back in context (61 tokens in 4 ms).",)
+    assert others == batch[3:]
 
 
 def test_what_is_not_streamed_wakes_the_app_again() -> None:

@@ -60,6 +60,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         # rounding errors: 70 % in bfloat16 after 1,000 evictions, instead of 0.2 % after any number.
         self._originals: tuple[Tensor, Tensor] | None = None
         self.mover: Mover = TORCH
+        """Moves its tokens to other positions; the same for all layers of a cache."""
         self.written = 0
         """Slots at the front whose contents are exactly their originals, moved to where they are."""
 

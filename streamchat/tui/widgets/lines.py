@@ -37,6 +37,13 @@ class EvictionLine(Verbatim):
         return f"┄ {eviction_sentence(self.event)}"
 
 
+class RecallLine(Verbatim):
+    """Which evicted turns are back in context for a reply."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(f"↩ {sentence}")
+
+
 class CommandOutput(Vertical):
     """A slash command above its output."""
 

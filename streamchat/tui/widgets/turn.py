@@ -19,7 +19,7 @@ from streamchat.tui.bindings import hint
 from streamchat.tui.transcript import FinishedTurn
 from streamchat.tui.widgets.asleep import Sleeper
 from streamchat.tui.widgets.backdrop import Column
-from streamchat.tui.widgets.lines import EvictionLine
+from streamchat.tui.widgets.lines import EvictionLine, RecallLine
 from streamchat.tui.widgets.one_layout import OneLayout
 from streamchat.tui.widgets.reply import Reply
 from streamchat.tui.widgets.text import Folded, Verbatim
@@ -65,6 +65,7 @@ class Turn(Column, OneLayout, Sleeper):
         self._reply: Reply | None = None
         self._evictions: list[EvictionLine] = []
         self._last_eviction: EvictionLine | None = None
+        self._recalls: list[str] = []
 
     def compose(self) -> ComposeResult:
         """The message and a status line."""
@@ -105,6 +106,11 @@ class Turn(Column, OneLayout, Sleeper):
         self._last_eviction = EvictionLine(event, after=self._reply is not None)
         await self._mount_eviction(self._last_eviction)
 
+    async def add_recall(self, sentence: str) -> None:
+        """Show that turns were recalled for this one."""
+        self._recalls.append(sentence)
+        await self.mount(RecallLine(sentence), before=self._figures)
+
     async def add(self, text: str) -> None:
         """Append text of the reply."""
         if self._reply is None:
@@ -123,7 +129,7 @@ class Turn(Column, OneLayout, Sleeper):
         evictions = tuple((line.event, line.has_class("-after")) for line in self._evictions)
         cut = self._figures.has_class("-cut")
         raw = self._reply.raw if self._reply else ""
-        return FinishedTurn(self.number, self.text, raw, self.figures_text, cut, evictions)
+        return FinishedTurn(self.number, self.text, raw, self.figures_text, cut, evictions, tuple(self._recalls))
 
     async def restore(self, past: FinishedTurn) -> None:
         """Show the finished turn `past`; call it right after mounting."""
@@ -131,6 +137,8 @@ class Turn(Column, OneLayout, Sleeper):
         for event, after in past.evictions:
             if not after:
                 await self._mount_eviction(EvictionLine(event))
+        for sentence in past.recalls:
+            await self.add_recall(sentence)
         if past.reply:
             self._reply = Reply(self._model, self._thinking)
             await self.mount(self._reply, before=self._figures)
