@@ -123,4 +123,7 @@ def make_cache(
     """
     kind = RecomputingCache if fit.method == "recompute" else StreamingCache
     sizes = {"cache_size": cache_size, "num_sink_tokens": num_sink_tokens}
-    return kind(model.config, fit, **sizes, options=options, dtype=dtype or cache_dtype(model), mover=mover_of(model))
+    cache = kind(model.config, fit, **sizes, options=options, dtype=dtype or cache_dtype(model))
+    for layer in cache.streaming_layers:
+        layer.mover = mover_of(model)
+    return cache
