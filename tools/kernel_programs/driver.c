@@ -23,12 +23,15 @@ static void drop_scratch(void *memory);
 #undef free
 #undef activate
 
+#include "moves.h"
 #include "operations.h"
 
 extern int run(const Operation *operations, long count, int threads);
+extern void write_slots(const Move *moves, long count);
+extern void read_slots(const Move *moves, long count);
 extern void dequantize(const Matrix *m, long columns, const int64_t *rows, long first, long count, int format, char *out);
 
-enum { RUN, DEQUANTIZE };
+enum { RUN, DEQUANTIZE, WRITE_SLOTS, READ_SLOTS };
 enum { GIVEN = 1, RETURNED = 2, POINTERS = 4 };
 enum { DONE, NO_MEMORY, INPUT_CHANGED, RED_ZONE_CHANGED, SCRATCH_ZONE_CHANGED };
 enum { TIMEOUT_S = 20 };
@@ -108,8 +111,11 @@ static void relocate(uint8_t *from, size_t size) {
 static int call(const Header *h) {
     if (h->kind == RUN)
         return run((const Operation *)slots[0].start, h->count, (int)h->threads);
-    const Rows *r = (const Rows *)slots[0].start;
-    dequantize(r->matrix, r->columns, r->rows, r->first, r->count, (int)r->format, r->out);
+    if (h->kind == DEQUANTIZE) {
+        const Rows *r = (const Rows *)slots[0].start;
+        dequantize(r->matrix, r->columns, r->rows, r->first, r->count, (int)r->format, r->out);
+    } else
+        (h->kind == WRITE_SLOTS ? write_slots : read_slots)((const Move *)slots[0].start, h->count);
     return 0;
 }
 
