@@ -109,6 +109,9 @@ def _all() -> dict[str, Build]:
                 found.append(Build(f"{compiler}-{level}-{kind}", compiler, flags, feature=feature))
         # clang instruments accesses of up to 16 bytes for races
         found.append(Build(f"{compiler}-x86-64-thread", compiler, (*SANITIZERS["thread"], "-march=x86-64")))
+    # needs no library of clang; detects offsets of null pointers, which gcc does not
+    flags = (*SANITIZERS["undefined"], "-fsanitize-trap=all", "-march=x86-64")
+    found.append(Build("clang-x86-64-trap-undefined", "clang", flags))
     arm, emulator = "aarch64-linux-gnu-gcc", ("qemu-aarch64",)
     found.append(Build("gcc-aarch64", arm, ("-static",), emulator))
     found.append(Build("gcc-aarch64-undefined", arm, ("-static", *SANITIZERS["undefined"]), emulator))

@@ -212,6 +212,7 @@ int main(int argc, char **argv) {
 #endif
     sigaction(SIGALRM, &action, 0);
     sigaction(SIGFPE, &action, 0);
+    sigaction(SIGILL, &action, 0); /* the traps of a sanitizer without a library */
     input = read_file(argv[1], &size);
     input_end = input + size;
     FILE *results = fopen(argv[2], "ab");
