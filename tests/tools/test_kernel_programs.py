@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from streamchat.kernels.check_matrices import MATRICES
-from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32
+from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, K8V4
 from tools.kernel_programs.__main__ import main
 from tools.kernel_programs.bounded import Bounded, difference
 from tools.kernel_programs.builds import BUILDS, GROUPS, chosen
-from tools.kernel_programs.caches import CACHES
+from tools.kernel_programs.caches import CACHES, SINGLE, one_cache
+from tools.kernel_programs.coded import SEARCHED
 from tools.kernel_programs.generate import random_program
 from tools.kernel_programs.mutants import MUTANTS, mutate, notice
 from tools.kernel_programs.runner import Batch, Fault
 
-QUICK = BUILDS["quick"]
+QUICK, TRAP = BUILDS["quick"], BUILDS["clang-x86-64-trap-undefined"]
 PROGRAMS = 250
 pytestmark = pytest.mark.skipif(bool(QUICK.missing()), reason=QUICK.missing())
 
@@ -50,12 +52,46 @@ def test_a_program_is_the_same_for_the_same_seed_and_number() -> None:
 
 def test_programs_have_every_format() -> None:
     """A format that the kernels get joins through the tables."""
-    told = " ".join(what for number in range(150) for what, _ in random_program(1, number).checks)
+    told = [what for number in range(200) for what, _ in random_program(1, number).checks]
     for bits, kind in MATRICES:
-        assert f"of {bits} bits, format {kind}" in told
-    assert set(CACHES) >= {BFLOAT16, FLOAT16, FLOAT32}
-    for kind in CACHES:
-        assert f"kind={kind}" in told
+        assert any(f"of {bits} bits, format {kind}" in what for what in told)
+    assert set(CACHES) == {BFLOAT16, FLOAT16, FLOAT32, INT8, INT4, K8V4}
+    for sizes, kinds in (("Heads", CACHES), ("Range", SINGLE)):
+        drawn = {int(found[1]) for what in told if (found := re.search(rf"of {sizes}\(.*kind=(\d)", what))}
+        assert drawn == set(kinds)
+
+
+@pytest.mark.parametrize(("kind", "dim"), [(INT4, 64), (INT4, 20), (INT8, 7)])
+def test_only_the_numbers_of_the_best_scale_may_be_stored(kind: int, dim: int) -> None:
+    x = np.random.default_rng(1).standard_normal((2, 3, dim))
+    stored = one_cache(kind, searches=True).choices(Bounded.of(x))
+    assert len(stored.is_allowed) == len(SEARCHED)
+    assert (stored.is_allowed.sum(0) == 1).all()
+    errors = ((stored.each.value - x) ** 2).sum(-1)
+    assert (stored.is_allowed.argmax(0) == errors.argmin(0)).all()
+    assert stored.difference(stored.bounds().value) == ""
+    found = stored.bounds().value.copy()
+    found[1, 2] = stored.each.value[errors[:, 1, 2].argsort()[1], 1, 2]
+    assert "head 1, slot 2 is none of 1 choices" in stored.difference(found)
+
+
+def test_scales_that_rounding_may_make_the_best_are_all_accepted() -> None:
+    """With numbers that are not known exactly, the squared errors of several scales are close enough."""
+    x = np.random.default_rng(1).standard_normal((1, 9, 64))
+    exact, vague = (one_cache(INT4, True).choices(Bounded(x, np.full(x.shape, error))) for error in (0.0, 2e-4))
+    assert (exact.is_allowed.sum(0) == 1).all()
+    several = vague.is_allowed.sum(0) > 1
+    assert several.any()
+    for choice in range(len(vague.is_allowed)):
+        found = np.where(vague.is_allowed[choice][..., None], vague.each.value[choice], vague.bounds().value)
+        assert vague.difference(found) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(TRAP.missing()), reason=TRAP.missing())
+def test_no_offset_is_added_to_a_null_pointer(folder: Path, tmp_path: Path) -> None:
+    """Formats without scales have no memory for them."""
+    assert list(Batch.write(20, range(60), tmp_path).run(TRAP.name, TRAP.compile(folder), tmp_path)) == []
 
 
 def test_a_driver_that_crashes_is_told_with_its_program_and_the_others_go_on(folder: Path, tmp_path: Path) -> None:
@@ -72,7 +108,7 @@ def test_a_driver_that_crashes_is_told_with_its_program_and_the_others_go_on(fol
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", [1, 9, 15])
+@pytest.mark.parametrize("number", [1, 9, 15, 24])
 def test_faults_in_the_kernels_are_noticed(number: int, folder: Path) -> None:
     assert notice(MUTANTS[number], [QUICK], 24, PROGRAMS, folder) is not None
 

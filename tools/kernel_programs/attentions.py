@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from streamchat.kernels.operations import MAX_HEAD_DIM, SOFTCAP, Attention, attend
 from tools.kernel_programs import bounded
 from tools.kernel_programs.bounded import EPS, Bounded
-from tools.kernel_programs.caches import CACHES, Rows
+from tools.kernel_programs.caches import CACHES, Cache, Pair
 from tools.kernel_programs.products import RandomNorm
 from tools.kernel_programs.program import Program
+from tools.kernel_programs.rows import Choices, Rows
 
 Array = NDArray[Any]
 LOWEST = 1e29
@@ -53,6 +54,10 @@ class Heads:
     def kv_heads(self) -> int:
         return self.real * self.copies
 
+    @property
+    def caches(self) -> Pair:
+        return CACHES[self.kind]
+
 
 def random_heads(program: Program) -> Heads:
     """Return sizes and options."""
@@ -89,7 +94,8 @@ def append_attention(program: Program) -> tuple[int, Bounded]:
     norms = [_head_norm(program, h, heads) for heads in (h.kv_heads * h.groups, h.kv_heads)]
     cos, sin = draw.plain(h.tokens, h.rotary), draw.plain(h.tokens, h.rotary)
     slots, first = h.cached + h.tokens + draw.choose.choice((0, 2)), draw.choose.choice((0, 0, 3))
-    before = [CACHES[h.kind].encode(draw.numbers(h.kv_heads, first + slots, h.dim)) for _ in range(2)]
+    caches = (h.caches.keys, h.caches.values)
+    before = [cache.encode(draw.numbers(h.kv_heads, first + slots, h.dim)) for cache in caches]
     shared = [each.share(memory) for each in before]
     scale = float(np.float32(draw.choose.choice((0.7, 0.7, 3.0)) / math.sqrt(h.dim)))
     partial, _ = memory.receive(h.tokens * h.kv_heads * h.spans * h.groups * (h.dim + 2))
@@ -130,12 +136,12 @@ def append_attention(program: Program) -> tuple[int, Bounded]:
     )
     query = Bounded(query.value * scale, query.error * scale + 2 * EPS * np.abs(query.value * scale))
     cached = []
-    for what, old, new, to in zip(("keys", "values"), before, (key, _clipped(h, parts.value)), shared, strict=True):
-        fresh = CACHES[h.kind].store(new.map(lambda x: x.transpose(1, 0, 2)))
-        expected = _with_new(h, old, fresh, first)
-        program.require(f"cached {what} of {h}", _cache_check(h, old, expected, to, first))
-        cached.append(expected[:, first : first + h.cached + h.tokens])
-    return address, attended(h, CACHES[h.kind].queried(query), *cached)
+    new = (key, _clipped(h, parts.value))
+    for what, cache, old, rows, to in zip(("keys", "values"), caches, before, new, shared, strict=True):
+        fresh = cache.choices(rows.map(lambda x: x.transpose(1, 0, 2)))
+        program.require(f"cached {what} of {h}", _cache_check(h, cache, old, fresh, to, first))
+        cached.append(_with_new(h, cache, old, fresh, first))
+    return address, attended(h, h.caches.keys.queried(query), *cached)
 
 
 @dataclass(frozen=True)
@@ -193,43 +199,26 @@ def _prepared(h: Heads, x: Bounded, norm: RandomNorm | None, cos: Array, sin: Ar
         x = norm.apply(x)
     turned, rest = x[..., : h.rotary], x[..., h.rotary :]
     c, s = cos[:, None].astype(float), sin[:, None].astype(float)
-    partner = turned.map(lambda part: _partners(part, h.is_interleaved))
-    value = turned.value * c + partner.value * _signs(h) * s
-    error = turned.error * np.abs(c) + partner.error * np.abs(s)
-    error = error + 3 * EPS * (np.abs(turned.value * c) + np.abs(partner.value * s))
-    found = bounded.bound(value, error)
+    found = bounded.rotate(turned, c, s, h.is_interleaved)
     return Bounded(np.concatenate([found.value, rest.value], -1), np.concatenate([found.error, rest.error], -1))
 
 
-def _partners(x: Array, is_interleaved: bool) -> Array:
-    """Return for each element the index of the element that it is rotated with."""
-    if is_interleaved:
-        return np.stack([x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
-    half = x.shape[-1] // 2
-    return np.concatenate([x[..., half:], x[..., :half]], -1)
-
-
-def _signs(h: Heads) -> Array:
-    each = np.array([-1.0, 1.0])
-    return np.tile(each, h.rotary // 2) if h.is_interleaved else np.repeat(each, h.rotary // 2)
-
-
-def _with_new(h: Heads, old: Rows, fresh: Bounded, first: int) -> Bounded:
-    """Return the whole cache, (kv_heads, slots, dim), with new rows after the cached ones."""
-    found = Bounded.of(CACHES[h.kind].decode(old))
+def _with_new(h: Heads, cache: Cache, old: Rows, fresh: Choices, first: int) -> Bounded:
+    """Return the cached rows, (kv_heads, cached + tokens, dim), of which the last ones are new."""
+    found, new = Bounded.of(cache.decode(old)), fresh.bounds()
     at = slice(first + h.cached, first + h.cached + h.tokens)
-    found.value[:, at], found.error[:, at] = fresh.value, fresh.error
-    return found
+    found.value[:, at], found.error[:, at] = new.value, new.error
+    return found[:, first : at.stop]
 
 
-def _cache_check(h: Heads, old: Rows, expected: Bounded, to: list[tuple[int, int]], first: int) -> Any:
+def _cache_check(h: Heads, cache: Cache, old: Rows, fresh: Choices, to: list[tuple[int, int]], first: int) -> Any:
     def check(found: dict[int, Array]) -> str:
         start, arrays = first + h.cached, [found[number] for _, number in to]
         for now, before in zip(arrays, old.arrays, strict=True):
             for part in (np.s_[:, :start], np.s_[:, start + h.tokens :]):
                 if now[part].tobytes() != before[part].tobytes():
                     return "wrote to other slots"
-        return bounded.difference(CACHES[h.kind].decode(Rows(arrays)), expected)
+        return fresh.difference(cache.decode(Rows(arrays))[:, start : start + h.tokens])
 
     return check
 
@@ -272,7 +261,7 @@ def _weighted(h: Heads, shares: Array, relative: Array, seen: Array, values: Bou
     doubtful = shares * relative
     error = doubtful @ size + np.abs(value) * doubtful.sum(-1, keepdims=True) + (shares * (1 + relative)) @ values.error
     error = error + bounded.sum_error(shares.shape[-1]) * (shares @ size) + FLOOR * size.sum(1, keepdims=True)
-    error = error + CACHES[h.kind].share_error(shares, plain)
+    error = error + h.caches.values.share_error(shares, plain)
     odd = is_odd.astype(float)
     shown = np.broadcast_to(seen, shares.shape).astype(float) @ odd > 0
     value = np.where(shown, np.nan, value)  # also if its share vanishes

@@ -157,15 +157,46 @@ def sigmoid(x: Bounded) -> Bounded:
     return bound(_sigmoid(x.value), x.error / 4 + 4e-6)
 
 
-def difference(found: Array, expected: Bounded) -> str:
-    """Return what is wrong with `found`; '' if nothing is."""
+def matches(found: Array, expected: Bounded) -> Array:
+    """Return which elements of `found` are within the bounds."""
     value, error = expected.value, expected.error
     finite = np.isfinite(value)
-    good = np.isinf(error) & finite
     with np.errstate(invalid="ignore"):
-        good |= np.where(finite, np.abs(found - value) <= error, ~np.isfinite(found))
+        close = np.where(finite, np.abs(found - value) <= error, ~np.isfinite(found))
+    good: Array = close | (np.isinf(error) & finite)
+    return good
+
+
+def difference(found: Array, expected: Bounded) -> str:
+    """Return what is wrong with `found`; '' if nothing is."""
+    good = matches(found, expected)
     if good.all():
         return ""
     at = tuple(int(i) for i in np.argwhere(~good)[0])
-    what = f"{found[at]!r} at {list(at)}, expected {value[at]!r}, error at most {error[at]:.3g}"
+    what = f"{found[at]!r} at {list(at)}, expected {expected.value[at]!r}, error at most {expected.error[at]:.3g}"
     return f"{what}; {int((~good).sum())} of {good.size} differ"
+
+
+def rotate(x: Bounded, cos: Array, sin: Array, is_interleaved: bool) -> Bounded:
+    """Return `x` with all elements (..., width) rotated, by halves or in pairs of neighbors.
+
+    Args:
+        x: The elements.
+        cos: Cosines, for each element.
+        sin: Sines, for each element.
+        is_interleaved: Whether the pairs are neighbors.
+    """
+    width = x.value.shape[-1]
+    partner = x.map(lambda part: _partners(part, is_interleaved))
+    signs = np.tile([-1.0, 1.0], width // 2) if is_interleaved else np.repeat([-1.0, 1.0], width // 2)
+    value = x.value * cos + partner.value * signs * sin
+    error = x.error * np.abs(cos) + partner.error * np.abs(sin)
+    return bound(value, error + 3 * EPS * (np.abs(x.value * cos) + np.abs(partner.value * sin)))
+
+
+def _partners(x: Array, is_interleaved: bool) -> Array:
+    """Return for each element the one that it is rotated with."""
+    if is_interleaved:
+        return np.stack([x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
+    half = x.shape[-1] // 2
+    return np.concatenate([x[..., half:], x[..., :half]], -1)

@@ -8,9 +8,11 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from streamchat.kernels import build
@@ -56,6 +58,8 @@ class Build:
                 return f"{program} is not installed"
         if not self.emulator and platform.machine() != "x86_64":
             return "this is not an x86 processor"
+        if any(flag.startswith("-fsanitize") for flag in self.flags) and not _can_link(self.compiler, self.flags):
+            return f"{self.compiler} has no library for this sanitizer"
         return "" if self.feature in _features() else f"this processor has no {self.feature}"
 
     def compile(self, folder: Path, sources: Path = build.SOURCES) -> list[str]:
@@ -70,6 +74,15 @@ class Build:
             list(pool.map(_call, new))
         _call([*command, *objects.values(), "-lm", "-o", target])
         return [*self.emulator, str(target)]
+
+
+@cache
+def _can_link(compiler: str, flags: tuple[str, ...]) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        source, to = Path(folder) / "main.c", Path(folder) / "main"
+        source.write_text("int main(void) { return 0; }\n")
+        command = [compiler, *flags, str(source), "-o", str(to)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _call(command: Sequence[str | Path]) -> None:
@@ -109,6 +122,9 @@ def _all() -> dict[str, Build]:
                 found.append(Build(f"{compiler}-{level}-{kind}", compiler, flags, feature=feature))
         # clang instruments accesses of up to 16 bytes for races
         found.append(Build(f"{compiler}-x86-64-thread", compiler, (*SANITIZERS["thread"], "-march=x86-64")))
+    # needs no library of clang; detects offsets of null pointers, which gcc does not
+    flags = (*SANITIZERS["undefined"], "-fsanitize-trap=all", "-march=x86-64")
+    found.append(Build("clang-x86-64-trap-undefined", "clang", flags))
     arm, emulator = "aarch64-linux-gnu-gcc", ("qemu-aarch64",)
     found.append(Build("gcc-aarch64", arm, ("-static",), emulator))
     found.append(Build("gcc-aarch64-undefined", arm, ("-static", *SANITIZERS["undefined"]), emulator))

@@ -10,11 +10,12 @@ from tools.kernel_programs.bounded import EPS, Bounded, difference
 from tools.kernel_programs.experts import append_experts
 from tools.kernel_programs.formats import NUMBERS, column_unit, decode, encode, random_weights, store
 from tools.kernel_programs.memory import Memory
+from tools.kernel_programs.moves import append_moves
 from tools.kernel_programs.numbers import Draw
 from tools.kernel_programs.products import append_product
 from tools.kernel_programs.program import Program, Row
 
-KINDS = {"product": 8, "attention": 7, "experts": 3, "dequantize": 2}
+KINDS = {"product": 8, "attention": 7, "experts": 3, "dequantize": 2, "moves": 4}
 """What programs begin with, and how often."""
 
 
@@ -31,6 +32,9 @@ def random_program(seed: int, number: int) -> Program:
 def _fill(program: Program, kind: str) -> None:
     if kind == "dequantize":
         _append_rows(program)
+        return
+    if kind == "moves":
+        append_moves(program)
         return
     row: Row | None = None
     if kind == "attention":

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamchat.kernels.operations import Matrix, Operation, program
+from streamchat.kernels.operations import Matrix, Move, Operation, program
 
 Array = NDArray[Any]
 MAGIC = 0x4B45524E50524F47
-RUN, DEQUANTIZE = 0, 1
+RUN, DEQUANTIZE, WRITE_SLOTS, READ_SLOTS = range(4)
 GIVEN, RETURNED, POINTERS = 1, 2, 4
 AT_END, AT_START, INSIDE = range(3)
 _BASE = 0x5EED << 48
@@ -57,8 +57,12 @@ class Memory:
     _head: tuple[int, int] = (RUN, 0)
 
     def give(self, array: Array | None) -> int | None:
+        """Return the address of a copy of an array, if there is one; see `constant`."""
+        return None if array is None else self.constant(array)
+
+    def constant(self, array: Array) -> int:
         """Return the address of a copy of an array, which the kernels may only read."""
-        return None if array is None else self._add(array.nbytes, GIVEN, array.itemsize, array.tobytes())
+        return self._add(array.nbytes, GIVEN, array.itemsize, array.tobytes())
 
     def share(self, array: Array) -> tuple[int, int]:
         """Return address and region number of a copy of an array that the kernels also write to."""
@@ -83,6 +87,10 @@ class Memory:
         number, out = to
         given = struct.pack("<7q", self.structure(matrix), columns, rows or 0, first, count, number, out)
         self._set_head(DEQUANTIZE, 0, given)
+
+    def move(self, kind: int, moves: Sequence[Move]) -> None:
+        """Make this the memory of one call of `write_slots` or `read_slots`."""
+        self._set_head(kind, len(moves), bytes((Move * len(moves))(*moves)))
 
     def encode(self) -> bytes:
         """Return the program as the driver reads it."""

@@ -128,6 +128,39 @@ MUTANTS = (
         "(long)(number - team.first), team.tasks",
         "(long)(number - team.first) - (number > team.first), team.tasks",
     ),
+    Mutant(
+        "originals are rotated like slots",
+        "moves.c",
+        "rotate_part(m, token, TO_ORIGINALS, x)",
+        "rotate_part(m, token, TO_SLOTS, x)",
+    ),
+    Mutant("the first dimensions are always rotated", "moves.c", "    x += m->first_dim;\n", ""),
+    Mutant("all tokens are rotated by the first angles", "moves.c", "m->cos + (long)token * m->pairs", "m->cos"),
+    Mutant(
+        "the scale of the token before", "moves.c", "h * m->scale_stride + token", "h * m->scale_stride + token / 2"
+    ),
+    Mutant("one token more is moved", "moves.c", "token < m->tokens; token++", "token < m->tokens + (h == 0); token++"),
+    Mutant(
+        "originals have no gaps",
+        "moves.c",
+        "h * m->original_stride",
+        "(long)h * m->tokens * m->dim",
+    ),
+    Mutant("only the first move is done", "moves.c", "move(moves + i, TO_SLOTS)", "move(moves, TO_SLOTS)"),
+    Mutant("moves do not search", "moves.c", "m->format, m->searches, to", "m->format, 0, to"),
+    Mutant("values of K8V4 do not search", "attention.c", "a->format == K8V4, value_at", "0, value_at"),
+    Mutant("values of K8V4 are read as 8 bits", "attention.h", "format == K8V4 ? INT4 : format", "key_format(format)"),
+    Mutant("the last scale is the best", "codes.h", "if (i == 0 || error < least)", "if (error == error || i == 0)"),
+    Mutant("the worst scale is the best", "codes.h", "error < least)", "error > least)"),
+    Mutant("errors are not squared", "codes.h", "error += off * off;", "error += __builtin_fabsf(off);"),
+    Mutant(
+        "the codes of the last scale",
+        "codes.h",
+        "memcpy(codes, found, (size_t)dim);\n        }",
+        "}\n        memcpy(codes, found, (size_t)dim);",
+    ),
+    Mutant("the smallest code is -limit", "codes.h", "code < -limit - 1.0f ? -limit - 1.0f", "code < -limit ? -limit"),
+    Mutant("a Hadamard matrix of another order", "codes.h", "to[d + half] = low - high;", "to[d + half] = high - low;"),
 )
 
 

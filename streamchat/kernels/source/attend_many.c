@@ -168,13 +168,14 @@ void attend_many_work(const Attention *a, int task, float *memory) {
         int size = last - slot < KEYS ? (int)(last - slot) : KEYS;
         long scale = h * a->scale_stride + slot;
         const float *keys =
-            rows_of(key_at(a, h, slot), a->key_scales + scale, key_format(a->format), size, dim, b->widened);
+            rows_of(key_at(a, h, slot), scale_at(a->key_scales, scale), key_format(a->format), size, dim, b->widened);
         multiply_all(keys, dim, 1, b->queries, dim, size, b->lanes, 0, b->scores);
         if (a->softcap > 0.0f)
             activate(SOFTCAP, a->softcap, b->scores, (long)size * QUERIES_AT_ONCE);
         soften(b, slot - first, size, dim);
         const float *values =
-            rows_of(value_at(a, h, slot), a->value_scales + scale, value_format(a->format), size, dim, b->widened);
+            rows_of(value_at(a, h, slot), scale_at(a->value_scales, scale), value_format(a->format), size, dim,
+                    b->widened);
         multiply_all(values, 1, dim, b->scores, size, dim, b->lanes, 1, b->values);
     }
     for (int n = 0; n < tokens * queries; n++) {

@@ -135,11 +135,12 @@ static void store_head(const Attention *a, int token, int h) {
     const float *key = a->key + token * a->token_stride + source * a->key_stride;
     const float *value = a->value + token * a->token_stride + source * a->value_stride;
     prepare(a, &a->key_norm, key, h, a->num_kv_heads, token, 1.0f, row);
-    encode_head(row, dim, key_format(a->format), 0, key_at(a, h, slot), a->key_scales + scale);
+    encode_head(row, dim, key_format(a->format), 0, key_at(a, h, slot), scale_at(a->key_scales, scale));
     const float *limited = clipped(a, value, row);
     if (limited != row)
         memcpy(row, limited, sizeof(float) * (size_t)dim);
-    encode_head(row, dim, value_format(a->format), a->format == K8V4, value_at(a, h, slot), a->value_scales + scale);
+    encode_head(row, dim, value_format(a->format), a->format == K8V4, value_at(a, h, slot),
+                scale_at(a->value_scales, scale));
 }
 
 int store_tasks(const Attention *a) { return a->tokens * a->num_kv_heads; }

@@ -22,6 +22,9 @@ INLINE int key_format(int format) { return format == K8V4 ? INT8 : format; }
 
 INLINE int value_format(int format) { return format == K8V4 ? INT4 : format; }
 
+/* The scale at an index; NULL if the format has no scales. */
+INLINE uint16_t *scale_at(uint16_t *scales, long index) { return scales ? scales + index : 0; }
+
 /* The key of slot `slot` of a head. */
 INLINE char *key_at(const Attention *a, int h, long slot) {
     return a->keys + h * a->head_stride_bytes + slot * head_bytes(key_format(a->format), a->head_dim);

@@ -59,7 +59,7 @@ static void move(const Move *m, int direction) {
         for (int token = 0; token < m->tokens; token++) {
             float *original = m->originals + h * m->original_stride + (long)token * m->dim;
             char *slot = m->slots + h * m->head_stride_bytes + token * each;
-            uint16_t *scale = has_scales(m->format) ? m->scales + h * m->scale_stride + token : 0;
+            uint16_t *scale = scale_at(m->scales, h * m->scale_stride + token);
             if (direction == TO_SLOTS)
                 write_head(m, token, original, slot, scale);
             else
