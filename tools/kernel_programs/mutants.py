@@ -146,7 +146,12 @@ MUTANTS = (
         "h * m->original_stride",
         "(long)h * m->tokens * m->dim",
     ),
-    Mutant("only the first move is done", "moves.c", "move(moves + i, TO_SLOTS)", "move(moves, TO_SLOTS)"),
+    Mutant(
+        "only the first move is done",
+        "moves.c",
+        "move(all->moves + task, all->direction)",
+        "move(all->moves, all->direction)",
+    ),
     Mutant("moves do not search", "moves.c", "m->format, m->searches, to", "m->format, 0, to"),
     Mutant("values of K8V4 do not search", "attention.c", "a->format == K8V4, value_at", "0, value_at"),
     Mutant("values of K8V4 are read as 8 bits", "attention.h", "format == K8V4 ? INT4 : format", "key_format(format)"),
