@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import paths
@@ -76,14 +77,20 @@ def replay_on_workers(
         if args.ray is None:
             count = args.workers or max(1, usable_processors() // 2)
         else:
-            count = stack.enter_context(cluster(args.ray, args.workers))
+            head, count = stack.enter_context(cluster(args.ray, args.workers))
         plan = _plan(args, configuration, folder)
         record = stack.enter_context(closing(_Record(view, folder)))
         fleet: Fleet[Any]
         if args.ray is None:
             fleet = Fleet(jobs.jobs, lambda: LocalWorker(plan), wait_for_local, record.add, view.print_message)
         else:
-            fleet = Fleet(jobs.jobs, lambda: RayWorker(plan), wait_for_actors, record.add, view.print_message)
+            fleet = Fleet(
+                jobs.jobs,
+                lambda: RayWorker(plan, head),
+                partial(wait_for_actors, head),
+                record.add,
+                view.print_message,
+            )
         _drive(fleet, view, args, count)
     return _finish(fleet, args, configuration, folder, jobs, view)
 

@@ -328,8 +328,8 @@ def test_a_ray_cluster_replays_the_same_and_replaces_an_actor(
     init = RayWorker.__init__
     killed: list[int] = []
 
-    def noted(self: RayWorker, plan: WorkerPlan) -> None:
-        init(self, plan)
+    def noted(self: RayWorker, plan: WorkerPlan, cluster: Any) -> None:
+        init(self, plan, cluster)
         workers.append(self)
 
     def kill(self: Any, row: dict[str, Any], is_known: bool) -> None:
