@@ -26,6 +26,8 @@ from streamchat.base.signals import on_signals
 Result = TypeVar("Result")
 PATIENCE_S = 10.0
 """Time for a head node to accept a connection. Ray would wait for minutes."""
+OBJECT_STORE_BYTES = 128_000_000
+"""Size of the object store of a cluster that is started here: no large objects are passed. Ray's own is 30 % of RAM."""
 CHECK_S = 2.0
 """Time between two checks of the head node."""
 
@@ -62,9 +64,7 @@ class Cluster:
         started = time.monotonic()
         while not self.answers:
             if time.monotonic() - started > PATIENCE_S:
-                raise ClusterLostError(
-                    f"the Ray cluster at {self.address} no longer answers; start it, then run the command again"
-                )
+                raise ClusterLostError(f"the Ray cluster at {self.address} no longer answers; start it again")
             time.sleep(CHECK_S / 4)
 
     def call(self, action: Callable[[], Result]) -> Result:
@@ -107,6 +107,8 @@ def connected(address: str, **options: Any) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports from Ray
     import ray
 
+    if address == "local":
+        options = {"object_store_memory": OBJECT_STORE_BYTES} | options
     is_lost = threading.Event()
     end = atexit.register(lambda: _end_process() if is_lost.is_set() else None)  # after what Ray registers below
     with redirect_stdout(_LogFile()):

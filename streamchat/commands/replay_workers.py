@@ -19,6 +19,7 @@ from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
 from streamchat.base.paths import private_opener
 from streamchat.base.processors import usable_processors
+from streamchat.base.ray_cluster import ClusterLostError
 from streamchat.base.signals import on_signals
 from streamchat.commands.replay_view import View
 from streamchat.config.loader import Configuration
@@ -91,7 +92,7 @@ def replay_on_workers(
                 record.add,
                 view.print_message,
             )
-        _drive(fleet, view, args, count)
+        _drive(fleet, view, args, count, folder)
     return _finish(fleet, args, configuration, folder, jobs, view)
 
 
@@ -135,11 +136,17 @@ def _plan(args: argparse.Namespace, configuration: Configuration, folder: RunFol
     return WorkerPlan(configuration, folder.path.absolute(), mark, args.max_drift / 100)
 
 
-def _drive(fleet: Fleet[Any], view: View, args: argparse.Namespace, count: int) -> None:
+def _drive(fleet: Fleet[Any], view: View, args: argparse.Namespace, count: int, folder: RunFolder) -> None:
     limit = None if args.duration is None else parse_duration(args.duration, "--duration")
     view.start()
     with view, _stopping(fleet, view):
-        fleet.run(count, limit)
+        try:
+            fleet.run(count, limit)
+        except ClusterLostError as error:
+            raise ClusterLostError(
+                f"{error}; the finished turns are saved, and `streamchat replay --resume-run {folder.path}` continues "
+                "the run"
+            ) from None
 
 
 @contextmanager

@@ -7,15 +7,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from streamchat.base import ray_cluster
 from streamchat.base.errors import ConfigError, StreamchatError
 from streamchat.conversation.assemble import Load, load_from_settings
 from streamchat.server.cluster.plan import APPLICATION, ClusterPlan
-
-OBJECT_STORE_BYTES = 128_000_000
-"""Size of the object store of a cluster that is started here: no large objects are passed."""
 
 
 def require_ray() -> None:
@@ -44,10 +40,9 @@ def connected(address: str) -> Iterator[ray_cluster.Cluster]:
     Raises:
         ConfigError: The cluster cannot be reached.
     """
-    own: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES} if address == "local" else {}
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with ray_cluster.connected(address, **own) as cluster:
+    with ray_cluster.connected(address) as cluster:
         yield cluster
 
 
