@@ -99,12 +99,12 @@ def check(address: str, replicas: int, turns: int, kills: int) -> dict[str, Any]
     require_ray()
     kill_at = {turns * (i + 1) // (kills + 1) for i in range(kills)}
     texts = [f"message {i}: tell me more about it, please" for i in range(turns)]
-    with tempfile.TemporaryDirectory() as root, connected(address):
+    with tempfile.TemporaryDirectory() as root, connected(address) as cluster:
         folder, port = SharedFolder(Path(root)), free_port()
         configuration = Configuration(Settings(**(SMALL | {"snapshot_turns": 1})), {})
         share = Replicas(replicas, replicas, cpus=0.25)
         plan = ClusterPlan(configuration, Options(port=port), "", Path(root), folder.identity(), share)
-        with deployed(plan, load_tiny):
+        with deployed(cluster, plan, load_tiny):
             undisturbed, disturbed = Chat(port, folder), Chat(port, folder)
             started = time.perf_counter()
             for text in texts:

@@ -76,16 +76,19 @@ def run_on_ray(work: Work, address: str) -> Iterator[Result]:
         address: See `ray_cluster.connected`.
 
     Raises:
+        ClusterLostError: The cluster no longer answers.
         ConfigError: Ray is not installed, or the cluster cannot be reached.
     """
-    with ray_cluster.connected(address):
+    with ray_cluster.connected(address) as cluster:
         import ray
 
         task = ray.remote(run_cell)
         texts = {document.name: ray.put(document) for _, document in work}
         running = {task.remote(_with_absolute_path(cell), texts[document.name], 1): cell for cell, document in work}
         while running:
-            done, _ = ray.wait(list(running), num_returns=1)
+            done, _ = ray.wait(list(running), num_returns=1, timeout=ray_cluster.CHECK_S)
+            if not done:
+                cluster.check()
             for reference in done:
                 cell = running.pop(reference)
                 try:

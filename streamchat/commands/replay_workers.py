@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import paths
@@ -18,6 +19,7 @@ from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
 from streamchat.base.paths import private_opener
 from streamchat.base.processors import usable_processors
+from streamchat.base.ray_cluster import ClusterLostError
 from streamchat.base.signals import on_signals
 from streamchat.commands.replay_view import View
 from streamchat.config.loader import Configuration
@@ -76,15 +78,21 @@ def replay_on_workers(
         if args.ray is None:
             count = args.workers or max(1, usable_processors() // 2)
         else:
-            count = stack.enter_context(cluster(args.ray, args.workers))
+            head, count = stack.enter_context(cluster(args.ray, args.workers))
         plan = _plan(args, configuration, folder)
         record = stack.enter_context(closing(_Record(view, folder)))
         fleet: Fleet[Any]
         if args.ray is None:
             fleet = Fleet(jobs.jobs, lambda: LocalWorker(plan), wait_for_local, record.add, view.print_message)
         else:
-            fleet = Fleet(jobs.jobs, lambda: RayWorker(plan), wait_for_actors, record.add, view.print_message)
-        _drive(fleet, view, args, count)
+            fleet = Fleet(
+                jobs.jobs,
+                lambda: RayWorker(plan, head),
+                partial(wait_for_actors, head),
+                record.add,
+                view.print_message,
+            )
+        _drive(fleet, view, args, count, folder)
     return _finish(fleet, args, configuration, folder, jobs, view)
 
 
@@ -128,11 +136,17 @@ def _plan(args: argparse.Namespace, configuration: Configuration, folder: RunFol
     return WorkerPlan(configuration, folder.path.absolute(), mark, args.max_drift / 100)
 
 
-def _drive(fleet: Fleet[Any], view: View, args: argparse.Namespace, count: int) -> None:
+def _drive(fleet: Fleet[Any], view: View, args: argparse.Namespace, count: int, folder: RunFolder) -> None:
     limit = None if args.duration is None else parse_duration(args.duration, "--duration")
     view.start()
     with view, _stopping(fleet, view):
-        fleet.run(count, limit)
+        try:
+            fleet.run(count, limit)
+        except ClusterLostError as error:
+            raise ClusterLostError(
+                f"{error}; the finished turns are saved, and `streamchat replay --resume-run {folder.path}` continues "
+                "the run"
+            ) from None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
 from streamchat.base.host_names import bracketed, is_unspecified, outer_address
+from streamchat.base.ray_cluster import CHECK_S
 from streamchat.base.signals import on_signals
 from streamchat.cli.loading import loading_line
 from streamchat.cli.notices import say
@@ -30,6 +31,7 @@ def serve_on_ray(args: argparse.Namespace, configuration: Configuration, options
     """Serve on a Ray cluster until SIGINT or SIGTERM; return the exit code.
 
     Raises:
+        ClusterLostError: The cluster no longer answers.
         ConfigError: An argument is wrong, Ray is missing, or the cluster cannot be reached.
         StoreError: The shared folder cannot be used.
         StreamchatError: The replicas cannot start.
@@ -43,26 +45,35 @@ def serve_on_ray(args: argparse.Namespace, configuration: Configuration, options
         raise ConfigError("save = never cannot be used with --ray: replicas continue a session from its saved state")
     if options.port == 0:
         raise ConfigError("--port 0 cannot be used with --ray; choose a port")
+    shared = _shared_folder(args.shared)
     require_ray()
     open_port(options.host, options.port).close()  # Ray would report it after half a minute
     token, is_new = "", False
     if options.token_file is not None or needs_token(options.host):
         token, is_new = read_token(options.token_file or token_path())
-    shared = paths.data_dir() / "shared" if args.shared is None else paths.user_path(Path(args.shared)).absolute()
     identity = SharedFolder(shared).identity()
     if not configuration.is_explicit("auto_recall"):  # the archive stays with the replica that evicted the turns
         configuration = replace(configuration, settings=replace(configuration.settings, auto_recall="off"))
     plan = ClusterPlan(with_absolute_paths(configuration), options, token, shared, identity, replicas)
     stopped = threading.Event()
-    with connected(args.ray), ExitStack() as stack:
+    with connected(args.ray) as cluster, ExitStack() as stack:
         with loading_line() as progress:
             progress(f"Starting {_described(replicas)}")
-            stack.enter_context(deployed(plan))
+            stack.enter_context(deployed(cluster, plan))
         with on_signals((signal.SIGINT, signal.SIGTERM), lambda number: stopped.set()):
             _announce(plan, is_new)
-            stopped.wait()
+            while not stopped.wait(CHECK_S):
+                cluster.check()
             say("stopping the replies and saving the sessions")
     return ExitCode.OK
+
+
+def _shared_folder(given: str | None) -> Path:
+    if given is None:
+        return paths.data_dir() / "shared"
+    if not given.strip():  # as of a variable that is not set; it would be the current folder
+        raise ConfigError("--shared is empty; give a folder")
+    return paths.user_path(Path(given)).absolute()
 
 
 def _described(replicas: Replicas) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
-from streamchat.base.errors import SessionError
+from streamchat.base.errors import SessionError, StoreError
 from streamchat.base.sanitize import one_line
 from streamchat.config.settings import Settings
 from streamchat.server.calls import Prompt
@@ -13,6 +14,7 @@ from streamchat.store.database import database_identity
 from streamchat.store.records import SCOPE, SessionInfo, StoredSession
 from streamchat.store.store import Store
 
+_log = logging.getLogger(__name__)
 MAX_CANDIDATES = 8
 MAX_LISTED = 200
 """Sessions among which the newest one is looked for."""
@@ -66,7 +68,10 @@ class SavedSessions:
         return database_identity(self._store.path)
 
     def candidates(self, prompt: Prompt, known: KnownSessions) -> Iterator[KnownSession]:
-        """Yield sessions with a message of the history, the most recently used first, that are not in `known`."""
+        """Yield sessions with a message of the history, the most recently used first, that are not in `known`.
+
+        A session that cannot be read is left out: the request has its history, and can continue in another one.
+        """
         newest = next((each.message for each in reversed(prompt.history) if each.message), None)
         if newest is None:
             return
@@ -76,7 +81,11 @@ class SavedSessions:
         for id_ in dict.fromkeys(filter(None, (elsewhere, *here))):
             if id_ in known:
                 continue
-            stored = self._store.load(id_)
+            try:
+                stored = self._store.load(id_)
+            except StoreError as error:
+                _log.warning("a session is not continued: %s", error)
+                continue
             if self._fits(stored.info):
                 yield self._known(stored.info, stored)
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from streamchat.base.errors import ConfigError, SessionError, StoreError, describe_unexpected
+from streamchat.base.errors import ConfigError, MissingSessionError, SessionError, StoreError, describe_unexpected
 from streamchat.server.calls import Call, Exchange, Prompt
 from streamchat.server.claims import Claims
 from streamchat.server.errors import ApiError
@@ -119,7 +119,14 @@ class Service:
 
     def _reply(self, call: Call, session: KnownSession, is_new: bool) -> None:
         prompt = call.prompt
-        seat = self._live.seat_of(session, call, is_new=is_new)
+        try:
+            seat = self._live.seat_of(session, call, is_new=is_new)
+        except MissingSessionError:  # deleted since it was found
+            if prompt.previous:
+                raise _not_found(prompt.previous) from None
+            self._known.remove(session)
+            self._reply(call, self._new_session(call), True)
+            return
         if is_new:
             self._run(call, session, seat, prompt.history)
             return

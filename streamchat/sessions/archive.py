@@ -269,8 +269,10 @@ class Archive:
     def is_lost(self) -> bool:
         """Whether changes of the session could not be saved, or another replica of a server owns it now."""
         recorder = self.recorder
-        if recorder is None or recorder.session is None:
+        if recorder is None:
             return False
+        if recorder.session is None:  # there is none, or it could not be created
+            return recorder.has_failed
         return recorder.has_failed or not recorder.store.owns(recorder.session)
 
     def abandon(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from streamchat.base.errors import ExitCode
+from streamchat.base.ray_cluster import ClusterLostError
 from streamchat.cli import main as cli
 from streamchat.commands import replay_workers
 from streamchat.config.loader import Configuration
@@ -328,8 +329,8 @@ def test_a_ray_cluster_replays_the_same_and_replaces_an_actor(
     init = RayWorker.__init__
     killed: list[int] = []
 
-    def noted(self: RayWorker, plan: WorkerPlan) -> None:
-        init(self, plan)
+    def noted(self: RayWorker, plan: WorkerPlan, cluster: Any) -> None:
+        init(self, plan, cluster)
         workers.append(self)
 
     def kill(self: Any, row: dict[str, Any], is_known: bool) -> None:
@@ -444,3 +445,29 @@ def test_a_stop_before_the_first_job(tmp_path: Path) -> None:
     assert [type(message) for message in runner.run(jobs(tmp_path)[0])] == [JobDone]
     assert not [thread for thread in threading.enumerate() if thread.name == "streamchat-job"]
     assert jobs_of([], teacher_forced=False, repeat=1, max_turns=None) == []
+
+
+class OnLostCluster(ScriptedWorker):
+    """Its cluster is lost after its first turn."""
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        super().__init__(lambda job, _: [TurnDone({"index": job.steps[0].index})], {})
+
+
+def test_a_cluster_that_is_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray ended the process a minute later, with a message of its own."""
+
+    def wait(workers: Any, seconds: float) -> Any:
+        raise ClusterLostError("the Ray cluster at host:1 no longer answers; start it again")
+
+    monkeypatch.setattr("streamchat.replay.workers.local.LocalWorker", OnLostCluster)
+    monkeypatch.setattr("streamchat.replay.workers.local.wait_for_local", wait)
+    assert cli.main([*ARGUMENTS, "chats.jsonl", "--out", "run", "--workers", "1"]) == ExitCode.FAILURE
+    err = capsys.readouterr().err
+    assert (
+        "host:1 no longer answers; start it again; the finished turns are saved, and `streamchat replay --resume-run"
+        in err
+    )
+    assert "Traceback" not in err

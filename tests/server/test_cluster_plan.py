@@ -62,6 +62,7 @@ def test_files_of_a_killed_replica_are_deleted_and_those_of_a_running_one_stay(t
         (["--replicas=x"], "--replicas 'x' is neither a number"),
         (["--save=never"], "save = never cannot be used with --ray"),
         (["--port=0"], "--port 0 cannot be used with --ray"),
+        (["--shared="], "--shared is empty; give a folder"),
     ],
 )
 def test_wrong_flags_are_reported_before_anything_starts(

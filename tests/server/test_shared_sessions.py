@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -189,3 +190,67 @@ def test_a_lost_replica_ends_a_stream_with_an_error_and_nothing_else_fails(tmp_p
         stream = running.post("responses", {"input": "hello", "stream": True}).text
         last = json.loads(stream.strip().splitlines()[-1].removeprefix("data: "))
         assert last["error"]["code"] == "replica_lost"
+
+
+def folder_of(running: Cluster, id_: str) -> Path:
+    """The folder of the session of a reply."""
+    session = session_of(id_)
+    return running.plan.shared / "sessions" / session[-2:] / session
+
+
+@pytest.mark.parametrize("only", ["a", "b"])
+def test_a_deleted_session(tmp_path: Path, only: str) -> None:
+    """Each replica says that it is not found; a client that sends its history gets a new one. It was 'in use'."""
+    with cluster(tmp_path, "a", "b") as running:
+        running.only = "a"
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+        found = running.post("chat/completions", body).json()
+        previous = running.respond("another")["id"]
+        for id_ in (found["id"], previous):
+            shutil.rmtree(folder_of(running, id_))
+        running.only = only
+        refused = running.post("responses", {"input": "more", "previous_response_id": previous})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "previous_response_not_found")
+        body["messages"] += [found["choices"][0]["message"], {"role": "user", "content": "and?"}]
+        answer = running.post("chat/completions", body)
+        assert answer.status_code == 200
+        assert session_of(answer.json()["id"]) != session_of(found["id"])
+
+
+def test_a_shared_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    """A new session was answered as if it was saved; the gateway had an unexpected error."""
+    with cluster(tmp_path, "a") as running:
+        previous = running.respond("hello")["id"]
+        sessions = running.plan.shared / "sessions"
+        sessions.rename(sessions.with_name("away"))
+        sessions.touch()
+        new = running.post("responses", {"input": "hello again"})
+        assert (new.status_code, new.json()["error"]["code"]) == (503, "not_saved")
+        later = running.post("responses", {"input": "more", "previous_response_id": previous})
+        assert (later.status_code, later.json()["error"]["code"]) == (503, "store_failed")
+        assert "cannot be read (Not a directory)" in later.json()["error"]["message"]
+        sessions.unlink()
+        sessions.with_name("away").rename(sessions)
+        assert output_of(running.respond("more", previous))
+
+
+def test_a_damaged_session_is_not_continued_in_part(tmp_path: Path) -> None:
+    """Its last turns were confirmed. A client that sends its history continues in a new session."""
+    with cluster(tmp_path, "a", "b") as running:
+        running.only = "a"
+        messages: list[dict[str, str]] = []
+        for text in ("hello", "and?", "why?"):
+            messages.append({"role": "user", "content": text})
+            found = running.post("chat/completions", {"messages": messages}).json()
+            messages.append(found["choices"][0]["message"])
+        [log] = folder_of(running, found["id"]).glob("log-*")
+        data = log.read_bytes()
+        log.write_bytes(b"x" + data)
+        running.lose("a").close()
+        running.only = "b"
+        refused = running.post("responses", {"input": "more", "previous_response_id": f"resp_{found['id'][9:]}"})
+        assert refused.status_code == 503
+        assert "is damaged at line 1 of 3" in refused.json()["error"]["message"]
+        answer = running.post("chat/completions", {"messages": [*messages, {"role": "user", "content": "more"}]})
+        assert answer.status_code == 200
+        assert log.read_bytes() == b"x" + data

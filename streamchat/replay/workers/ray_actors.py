@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
-from streamchat.base import ray_cluster
+from streamchat.base.ray_cluster import Cluster, connected
 from streamchat.replay.workers.conversation import ConversationRunner, WorkerPlan
 from streamchat.replay.workers.jobs import Job
 from streamchat.replay.workers.messages import Message, WorkerLost
@@ -16,33 +16,39 @@ ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 
 @contextmanager
-def cluster(address: str, workers: int | None) -> Iterator[int]:
-    """Context manager: connect to a Ray cluster; yields the number of workers to start.
+def cluster(address: str, workers: int | None) -> Iterator[tuple[Cluster, int]]:
+    """Context manager: connect to a Ray cluster; yields it and the number of workers to start.
 
     Args:
-        address: See `ray_cluster.connected`.
+        address: See `connected`.
         workers: The number of workers that the user requested; None for one per CPU of the cluster.
 
     Raises:
         ConfigError: Ray is not installed, or the cluster cannot be reached.
     """
     cpus = {"num_cpus": workers} if workers and address == "local" else {}
-    with ray_cluster.connected(address, **cpus):
+    with connected(address, **cpus) as found:
         import ray
 
-        yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield found, workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 class RayWorker:
-    """An actor that runs one job at a time. It needs a connection to a cluster.
+    """An actor that runs one job at a time.
 
     Args:
         plan: What all jobs have in common.
+        cluster: The cluster.
+
+    Raises:
+        ClusterLostError: The cluster no longer answers.
     """
 
-    def __init__(self, plan: WorkerPlan) -> None:
+    def __init__(self, plan: WorkerPlan, cluster: Cluster) -> None:
         import ray
 
+        self._cluster = cluster
+        cluster.check()
         # two calls at a time: a conversation, and `stop`
         made = ray.remote(num_cpus=1, max_concurrency=2, runtime_env={"env_vars": ENVIRONMENT})(ConversationRunner)
         self._actor = made.remote(plan)
@@ -78,13 +84,20 @@ class RayWorker:
         """End the actor."""
         import ray
 
-        ray.kill(self._actor)
+        if self._cluster.answers:
+            ray.kill(self._actor)
 
 
-def wait_for_actors(workers: Sequence[RayWorker], timeout_s: float) -> list[RayWorker]:
-    """Wait for workers that have a message or have ended, and return them; none after `timeout_s` seconds."""
+def wait_for_actors(cluster: Cluster, workers: Sequence[RayWorker], timeout_s: float) -> list[RayWorker]:
+    """Wait for workers that have a message or have ended, and return them; none after `timeout_s` seconds.
+
+    Raises:
+        ClusterLostError: The cluster no longer answers.
+    """
     import ray
 
     streams = {worker.stream: worker for worker in workers}
     ready, _ = ray.wait(list(streams), num_returns=1, timeout=timeout_s, fetch_local=False)
+    if not ready:
+        cluster.check()
     return [streams[stream] for stream in ready]

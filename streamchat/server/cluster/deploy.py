@@ -7,15 +7,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from streamchat.base import ray_cluster
 from streamchat.base.errors import ConfigError, StreamchatError
 from streamchat.conversation.assemble import Load, load_from_settings
 from streamchat.server.cluster.plan import APPLICATION, ClusterPlan
-
-OBJECT_STORE_BYTES = 128_000_000
-"""Size of the object store of a cluster that is started here: no large objects are passed."""
 
 
 def require_ray() -> None:
@@ -35,7 +31,7 @@ def require_ray() -> None:
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
+def connected(address: str) -> Iterator[ray_cluster.Cluster]:
     """Context manager: connect to a Ray cluster; end one that was started here.
 
     Args:
@@ -44,22 +40,23 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         ConfigError: The cluster cannot be reached.
     """
-    own: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES} if address == "local" else {}
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with ray_cluster.connected(address, **own):
-        yield
+    with ray_cluster.connected(address) as cluster:
+        yield cluster
 
 
 @contextmanager
-def deployed(plan: ClusterPlan, load: Load = load_from_settings) -> Iterator[None]:
-    """Context manager: serve on the cluster; needs a connection to it. At the end, the replicas save their sessions.
+def deployed(cluster: ray_cluster.Cluster, plan: ClusterPlan, load: Load = load_from_settings) -> Iterator[None]:
+    """Context manager: serve on the cluster. At the end, the replicas save their sessions.
 
     Args:
+        cluster: The cluster.
         plan: What to serve.
         load: Loads the model; replaceable for tests.
 
     Raises:
+        ClusterLostError: The cluster no longer answers.
         ConfigError: The cluster runs such a server already.
         StreamchatError: A replica cannot start, for example because the model cannot be loaded.
     """
@@ -68,25 +65,35 @@ def deployed(plan: ClusterPlan, load: Load = load_from_settings) -> Iterator[Non
 
     from streamchat.server.cluster.deployments import application
 
-    host, port = plan.options.host, plan.options.port
-    if APPLICATION in serve.status().applications:
+    def start() -> None:
+        serve.start(
+            proxy_location="EveryNode",
+            http_options={"host": plan.options.host, "port": plan.options.port, "request_timeout_s": None},
+            logging_config={"log_level": "ERROR", "enable_access_log": False},
+        )
+        serve.run(application(plan, load), name=APPLICATION, route_prefix="/")
+
+    def stop() -> None:
+        serve.delete(APPLICATION)
+        if not serve.status().applications:
+            serve.shutdown()
+
+    if APPLICATION in cluster.call(serve.status).applications:
         raise ConfigError("the cluster already runs `streamchat serve`; end that server first")
     try:
         try:
-            serve.start(
-                proxy_location="EveryNode",
-                http_options={"host": host, "port": port, "request_timeout_s": None},
-                logging_config={"log_level": "ERROR", "enable_access_log": False},
-            )
-            serve.run(application(plan, load), name=APPLICATION, route_prefix="/")
+            cluster.call(start)
         except (RuntimeError, ray.exceptions.RayError) as error:
             raise StreamchatError(f"Ray Serve cannot start the server: {_reason(str(error))}") from None
         yield
     finally:
-        with suppress(Exception):  # the cluster may be gone
-            serve.delete(APPLICATION)
-            if not serve.status().applications:
-                serve.shutdown()
+        if cluster.answers:
+            with suppress(Exception), ray_cluster.quiet():  # Ray reports that the controller of Ray Serve ended
+                cluster.call(stop)
+    if not cluster.answers:
+        raise ray_cluster.ClusterLostError(
+            "the Ray cluster ended before its replicas had saved the caches of their sessions; the turns are saved"
+        )
 
 
 def _reason(text: str) -> str:

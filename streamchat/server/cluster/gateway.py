@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from streamchat.base.errors import StoreError
 from streamchat.base.host_names import AllowedHosts
 from streamchat.server.access import Access
 from streamchat.server.app import Guard, error_handlers
@@ -61,7 +62,10 @@ class Gateway:
         body = await read_body(HttpRequest(scope, receive).stream(), self._plan.options.limits.body_bytes)
         directory = await self._find_directory()
         for attempt in range(ATTEMPTS):
-            route = await asyncio.to_thread(directory.route, scope["path"], body)
+            try:
+                route = await asyncio.to_thread(directory.route, scope["path"], body)
+            except StoreError as error:
+                raise ApiError(503, str(error), code="store_failed") from error
             state = _State()
             try:
                 async for messages in self._answer(_plain(scope), body, route):

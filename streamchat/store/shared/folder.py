@@ -4,6 +4,9 @@ Each session has a folder of its own. The owner with the highest generation owns
 the file of the next generation, which only one program can do, and then reads the log. An owner writes only to the log
 of its own generation, and after each write checks that no higher generation exists. What it confirms was therefore
 written before the next owner read the log, and what a former owner writes later is never read.
+
+The files of former owners are deleted, so that a program that was stopped for a long time can create one of them again.
+A claim therefore fails if a higher generation exists, and an owner reads whose name is in the file of its generation.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from streamchat.base.atomic_files import advice_or, write_new
-from streamchat.base.errors import SessionError, StoreError, reason_of
+from streamchat.base.atomic_files import advice_or, write_new, write_text
+from streamchat.base.errors import MissingSessionError, SessionError, StoreError, reason_of
 from streamchat.base.paths import fsync, private_dir, private_opener
 from streamchat.base.thinking import split
 from streamchat.store.records import StoredSession
@@ -27,6 +30,7 @@ from streamchat.store.shared.log import read_log
 
 _OWNER, _LOG, _CACHE = "owner-", "log-", "cache-"
 _NAME = re.compile(r"[a-z0-9]{1,32}", re.ASCII)
+_NUMBER = re.compile(r"(owner-|log-)([0-9]{6}|[1-9][0-9]{6,8})", re.ASCII)
 ATTEMPTS = 5
 """Maximum attempts to claim or read a session while other replicas claim it."""
 NEWEST = 4
@@ -90,35 +94,47 @@ class SharedFolder:
             if not generations:
                 return None
             with suppress(FileNotFoundError), self._errors():
-                return Claim(generations[-1], (folder / _name(_OWNER, generations[-1])).read_text(encoding="utf-8"))
+                return Claim(generations[-1], _text(folder / _name(_OWNER, generations[-1])))
         return None
 
     def create(self, session: str) -> bool:
-        """Own a new session; return False if its name is taken."""
+        """Own a new session; return False if its name is taken, also by a session whose first owner is gone."""
         return self._claim(session, 1)
 
     def take_over(self, session: str) -> tuple[StoredSession, Version] | None:
         """Own a session; return it as `read` does, or None if this replica owned it already.
 
         Raises:
-            SessionError: There is no such session, or other replicas claim it all the time.
-            StoreError: The folder cannot be used.
+            MissingSessionError: There is no such session, or it has no finished turn.
+            SessionError: Other replicas claim it all the time.
+            StoreError: The folder cannot be used, or the log cannot be read. This replica does not own the session.
         """
         for _ in range(ATTEMPTS):
             if self.owns(session):
                 return None
             claim = self.claim_of(session)
             if claim is None:
-                raise SessionError(f"no session has the id {session!r}")
+                raise MissingSessionError(f"no session has the id {session!r}")
             if self._claim(session, claim.generation + 1):
-                found = self.read(session)
-                if found is None:
-                    raise SessionError(f"the session {session!r} has no finished turn")
-                return found
+                return self._read_owned(session)
         raise SessionError(f"other replicas keep claiming the session {session!r}; try again later")
 
+    def _read_owned(self, session: str) -> tuple[StoredSession, Version]:
+        try:
+            found = self.read(session)
+            if found is None:
+                raise MissingSessionError(f"the session {session!r} has no finished turn")
+            return found
+        except BaseException:  # the next request must not continue what this replica had of it before
+            self.disown(session)
+            raise
+
     def owns(self, session: str) -> bool:
-        """Return whether this replica owns a session now."""
+        """Return whether this replica owns a session now.
+
+        Raises:
+            StoreError: The folder cannot be read.
+        """
         with self._lock:
             owned = self._owned.get(session)
             if owned is None:
@@ -141,13 +157,21 @@ class SharedFolder:
                 write_new(folder / _name(_OWNER, generation), self._owner, durable=True)
             except FileExistsError:
                 return False
+            if _numbers(folder, _OWNER)[-1:] != [generation]:  # later owners have deleted the file of this generation
+                (folder / _name(_OWNER, generation)).unlink(missing_ok=True)
+                return False
             self._owned[session] = Ownership(generation)
             return True
 
     def _is_newest(self, session: str, generation: int) -> bool:
         # in this order: files of former owners are deleted, the oldest first
         folder = self._folder(session)
-        return not (folder / _name(_OWNER, generation + 1)).exists() and (folder / _name(_OWNER, generation)).exists()
+        with self._errors():
+            if (folder / _name(_OWNER, generation + 1)).exists():
+                return False
+            with suppress(FileNotFoundError):
+                return _text(folder / _name(_OWNER, generation)) == self._owner
+        return False
 
     # --- the log ----------------------------------------------------------------------------------------------
 
@@ -160,7 +184,11 @@ class SharedFolder:
         return None
 
     def read(self, session: str) -> tuple[StoredSession, Version] | None:
-        """Return a session, and the state of the log that it was read from; None if it has no finished turn."""
+        """Return a session, and the state of the log that it was read from; None if it has no finished turn.
+
+        Raises:
+            StoreError: The folder cannot be read, or the log is damaged or of another version.
+        """
         folder = self._folder(session)
         for _ in range(ATTEMPTS):
             is_complete = True
@@ -171,7 +199,7 @@ class SharedFolder:
                 except FileNotFoundError:  # replaced by that of a newer owner
                     is_complete = False
                     break
-                if (found := read_log(data)) is not None:
+                if (found := read_log(data, str(folder / _name(_LOG, generation)))) is not None:
                     return found, Version(generation, len(data))
             if is_complete:
                 return None
@@ -209,12 +237,14 @@ class SharedFolder:
                         size = file.tell()
                     if not owned.has_log:
                         fsync(folder)
+                if not self._is_newest(session, owned.generation):
+                    raise SessionMovedError(session)
+            except FileNotFoundError:  # the session was deleted
+                self.disown(session)
+                raise SessionMovedError(session) from None
             except StoreError:
                 self.disown(session)
                 raise
-            if not self._is_newest(session, owned.generation):
-                self.disown(session)
-                raise SessionMovedError(session)
             if not owned.has_log:
                 owned.has_log = True
                 _delete_before(folder, owned.generation)
@@ -252,12 +282,16 @@ class SharedFolder:
             return None
 
     def add_exchange(self, session: str, key: str) -> None:
-        """Let `session_after` find a session; the first one of several with the same exchange stays."""
+        """Let `session_after` find a session; the first one of several with the same exchange stays until deleted."""
         path = self._tail(key)
         with self._errors():
             private_dir(path.parent)
-            with suppress(FileExistsError):
+            try:
                 write_new(path, session, durable=False)
+            except FileExistsError:
+                first = self.session_after(key)
+                if first is None or self.claim_of(first) is None:
+                    write_text(path, session, durable=False)
 
     def drop_exchange(self, session: str, key: str) -> None:
         """Undo `add_exchange`."""
@@ -314,6 +348,10 @@ def exchange_name(scope: str, system: str, message: str, reply: str) -> str:
     return digest.hexdigest()
 
 
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 def _name(kind: str, generation: int) -> str:
     return f"{kind}{generation:06}"
 
@@ -326,12 +364,13 @@ def _numbers(folder: Path, kind: str) -> list[int]:
         return []
     except OSError as error:
         raise StoreError(f"{folder} cannot be read ({reason_of(error)}); check the shared folder") from error
-    return sorted(int(name[len(kind) :]) for name in names if name.startswith(kind) and name[len(kind) :].isdigit())
+    found = (_NUMBER.fullmatch(name) for name in names)
+    return sorted(int(each[2]) for each in found if each is not None and each[1] == kind)
 
 
 def _delete_before(folder: Path, generation: int) -> None:
-    for kind in (_LOG, _OWNER):
-        for number in _numbers(folder, kind):
-            if number < generation:
-                with suppress(OSError):
-                    (folder / _name(kind, number)).unlink()
+    with suppress(OSError, StoreError):  # after one that stays, the next ones stay, too: see `_is_newest`
+        for kind in (_LOG, _OWNER):
+            for number in _numbers(folder, kind):
+                if number < generation:
+                    (folder / _name(kind, number)).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The log of a session in a shared folder: lines with checksums, each with what changed up to a finished turn.
 
-The first line of a log has the whole session, so that one log is enough to read it. A line that was cut off, and
-everything after it, does not count.
+The first line of a log has the whole session, so that one log is enough to read it. A last line that was cut off does
+not count: it was never confirmed. An owner writes nothing after such a line, so that any other damage is an error.
 """
 
 from __future__ import annotations
@@ -56,26 +56,36 @@ def line_of(
     return b"%08x %s\n" % (zlib.crc32(data), data)
 
 
-def read_log(data: bytes) -> StoredSession | None:
-    """Return the session in a log; None if its first line is not complete.
+def read_log(data: bytes, name: str = "the log of this session") -> StoredSession | None:
+    """Return the session in a log; None if its only line is not complete.
+
+    Args:
+        data: The log.
+        name: Name of its file, for errors.
 
     Raises:
-        StoreError: A complete line cannot be read, because another version of streamchat wrote it.
+        StoreError: A line before the last one is damaged, or another version of streamchat wrote a complete line.
     """
     found: StoredSession | None = None
-    for text in _texts(data):
+    for text in _texts(data, name):
         try:
             found = _applied(found, json.loads(text))
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise StoreError(
-                "another version of streamchat wrote the log of this session; use the same version on all machines"
+                f"another version of streamchat wrote {name}; use the same version on all machines"
             ) from error
     return found
 
 
-def _texts(data: bytes) -> Iterator[bytes]:
-    for line in data.split(b"\n")[:-1]:
+def _texts(data: bytes, name: str) -> Iterator[bytes]:
+    *lines, rest = data.split(b"\n")
+    for number, line in enumerate(lines, 1):
         if line[:9] != b"%08x " % zlib.crc32(line[9:]):
+            if number < len(lines) or rest:
+                raise StoreError(
+                    f"{name} is damaged at line {number} of {len(lines)}, so that confirmed turns are missing; restore "
+                    "the file from a backup, or delete the folder of the session"
+                )
             return
         yield line[9:]
 

@@ -6,12 +6,14 @@ or looks for it. A finished turn is written to the database, then to the log; on
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamchat.base.errors import StoreError
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import (
     SCOPE,
@@ -27,6 +29,8 @@ from streamchat.store.shared.folder import NEWEST, SharedFolder, Version, exchan
 from streamchat.store.shared.log import line_of
 from streamchat.store.store import Store
 from streamchat.store.writing import random_id, replace_session
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -87,17 +91,27 @@ class SharedStore(Store):
         """Own a session and lock it; a replica that had it can no longer confirm turns.
 
         Raises:
-            SessionError: There is no such session, or a chat of this replica has locked it.
+            MissingSessionError: There is no such session.
+            SessionError: A chat of this replica has locked it.
+            StoreError: It cannot be read.
         """
         found = self._folder.take_over(name)
         if found is not None:
-            self._replace(name, *found)
+            try:
+                self._replace(name, *found)
+            except BaseException:  # the database has not got it
+                self._folder.disown(name)
+                raise
         info = super().find(name)
         return info, SessionLock(self.lock_folder, info.id, info.opened_by)
 
     def owns(self, session: str) -> bool:
-        """Return whether this replica owns a session."""
-        return self._folder.owns(session)
+        """Return whether this replica owns a session for sure: not if the shared folder cannot be read."""
+        try:
+            return self._folder.owns(session)
+        except StoreError:
+            _log.warning("the owner of a session cannot be read", exc_info=True)
+            return False
 
     def create_locked(
         self, title: str, identity: ModelIdentity, settings: Mapping[str, Any], system_ids: Iterable[int] = ()
