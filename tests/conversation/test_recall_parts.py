@@ -13,6 +13,7 @@ from streamchat.base import events as ev
 from streamchat.base.errors import CacheError, ConfigError
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.ledger import Ledger
+from streamchat.cache.eviction.policy import Run
 from streamchat.cache.layers.slots import CopiedStates
 from streamchat.conversation import auto_recall as module
 from streamchat.conversation import recall
