@@ -110,6 +110,11 @@ def test_the_newer_of_two_passages_scores_up_to_a_twentieth_more() -> None:
 
 def test_the_index_is_asked_for_folded_words() -> None:
     asked: list[str] = []
-    index: Any = SimpleNamespace(count=3, having=lambda word: asked.append(word) or [])
+
+    def having(word: str) -> list[int]:
+        asked.append(word)
+        return []
+
+    index: Any = SimpleNamespace(count=3, having=having)
     assert rank("Harbor STRASSE", index) == []
     assert asked == ["harbor", "strasse"]

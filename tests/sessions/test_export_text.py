@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from streamchat.base.thinking import ONLY_REASONING
 from streamchat.sessions.transcripts import export as module
 from streamchat.sessions.transcripts.context import fork_sentence, recalled_text, recalled_turns, token_runs
 from streamchat.sessions.transcripts.export import FORMATS, export
@@ -38,7 +39,7 @@ def a_turn(number: int, text: str = "", reply: str = "", **changes: Any) -> Stor
 def a_session(*turns: StoredTurn, settings: dict[str, Any] | None = None, **changes: Any) -> StoredSession:
     """A session in which the model sees the sinks and everything from index 25 on."""
     info = SessionInfo("s1", "The *sea*", 100.0, 200.0, "/m/tiny", "tiny_2", "float32", "f", "t", settings or {})
-    known = {"held": ((0, 4), (25, 50)), "compressions": 3}
+    known: dict[str, Any] = {"held": ((0, 4), (25, 50)), "compressions": 3}
     return StoredSession(replace(info, **(known | changes)), array("i", [1] * 10), turns)
 
 
@@ -76,7 +77,7 @@ def test_hidden_reasoning_is_left_out_and_a_reply_of_reasoning_says_so() -> None
     assert "Reasoning" not in hidden
     assert hidden.endswith("\n\nBecause.\n")
     only = export(a_session(a_turn(1, "Why?", "<think>hm</think>")), "markdown")
-    assert only.endswith(f"> *Reasoning*\n>\n> hm\n\n*({module.ONLY_REASONING})*\n")
+    assert only.endswith(f"> *Reasoning*\n>\n> hm\n\n*({ONLY_REASONING})*\n")
 
 
 def test_an_empty_session_has_a_title_only() -> None:
@@ -214,7 +215,7 @@ def test_what_the_page_shows_of_each_turn() -> None:
     assert (three.visibility, three.label, three.is_pinned, three.evictions) == ("seen", "", True, [])
     assert (one.sent, one.text, one.thoughts, one.answer) == ("day 1001", "Hello *you*", "", "<p>Hi.</p>\n")
     assert (two.thoughts, two.answer) == ("<p>hm</p>\n<p>so</p>\n", "<p>Because.</p>\n")
-    assert (three.answer, three.no_answer, two.no_answer) == ("", "no reply", module.ONLY_REASONING)
+    assert (three.answer, three.no_answer, two.no_answer) == ("", "no reply", ONLY_REASONING)
     hidden = a_session(replace(THREE[1], started=0.0), settings={"thinking": "hide"})
     [turn] = _turns(hidden)
     assert (turn.thoughts, turn.answer, turn.sent) == ("", "<p>Because.</p>\n", "")
