@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from streamchat.conversation.template.chat_format import Fallback
+from streamchat.conversation.template.contents import Contents
 from streamchat.conversation.template.format import choose_format
 from streamchat.conversation.template.reference import Reference, common_end, common_start
+from streamchat.conversation.template.turn_check import _same_text
 from tests.support import toy_tokenizer as toy
 
 ONE, TWO = ("m1", "r1"), ("m2", "r2")
@@ -113,3 +117,29 @@ def test_the_turns_that_the_newest_one_depends_on(count: int, window: list[int],
     history = [(f"m{number}", f"r{number}") for number in range(1, count + 1)]
     assert reference(toy.CHATML).window(history) == [history[number - 1] for number in window]
     assert reference(toy.NEWEST).window(history) == [history[number - 1] for number in newest]
+
+
+def test_a_name_may_take_16_times_as_many_ids_in_single_letters() -> None:
+    words = {1: "abcdefgh", 2: "ijklmnop"}
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(words.get(token) or chr(token) for token in ids))
+    letters = [ord(letter) for letter in "xabcdefghijklmnop"]
+    assert _same_text(tokenizer, letters, [1, 2])
+    assert not _same_text(tokenizer, letters[:-1], [1, 2])
+
+
+def frame(written: str) -> Any:
+    return SimpleNamespace(
+        content=lambda render, text: None if written is None else f"{render} {written} {text}".strip()
+    )
+
+
+def test_first_and_later_messages_and_replies_have_frames_of_their_own() -> None:
+    contents = Contents("r", frame("first"), frame("later"), frame("reply"))  # type: ignore[arg-type]
+    assert (contents.message("m", True), contents.message("m", False)) == ("r first m", "r later m")
+    assert contents.given("m") == "r reply m"
+
+
+@pytest.mark.parametrize(("text", "written", "message"), [("m", " ", None), (" ", " ", " "), ("m", None, None)])
+def test_a_message_that_would_be_empty_is_unknown(text: str, written: str | None, message: str | None) -> None:
+    one: Any = SimpleNamespace(content=lambda render, text: written)
+    assert Contents("r", one, one, one).message(text, True) == message  # type: ignore[arg-type]
