@@ -14,6 +14,7 @@ from streamchat.conversation import conversation as module
 from streamchat.conversation.generation import _require_finite, require_room
 from streamchat.conversation.log import TurnStart
 from streamchat.conversation.rollback import UndoResult
+from streamchat.conversation.summarize import summarize
 from streamchat.store.records import CacheMark
 from tests.support.scripted_model import Chat, make_chat
 
@@ -386,3 +387,27 @@ def test_a_given_reply_is_shown_and_counted() -> None:
     assert outcome.prompt_tokens == turn.prompt_end - turn.start  # type: ignore[operator]
     assert (turn.reply, turn.end, turn.given) == ("A sea.", len(chat.conversation.log), True)
     assert [delta.text for delta in chat.of(ev.TextDelta)] == ["A sea."]
+
+
+def test_a_generated_reply_is_counted_and_timed() -> None:
+    chat = talk(1)
+    outcome = chat.say("What is it?", "A sea, and more of it.")
+    turn = chat.conversation.log.turns[-1]
+    reply = chat.tokenizer("A sea, and more of it.", add_special_tokens=False)["input_ids"]
+    assert (outcome.turn, outcome.finish_reason, outcome.new_tokens) == (2, "stop", len(reply))
+    assert outcome.prompt_tokens == turn.prompt_end - turn.start  # type: ignore[operator]
+    assert outcome.speed is chat.conversation.speed
+    assert 0 < outcome.speed.ttft_s < 1000  # type: ignore[operator]
+    assert outcome.speed.decode_tps > 0  # type: ignore[operator]
+    assert chat.say("And?", [chat.tokenizer.eos_token_id]).speed.decode_tps is None
+
+
+def test_a_summary_names_the_turns_and_leaves_nothing() -> None:
+    chat = talk(4)
+    before, notices = facts(chat), list[ev.Event]()
+    ids = chat.tokenizer("They talked.", add_special_tokens=False)["input_ids"]
+    chat.script[:] = [*ids, chat.tokenizer.eos_token_id]
+    ready = summarize(chat.conversation, lambda: False, notices.append)
+    assert (ready.text, ready.turns) == ("They talked.", (1, 2))
+    assert notices == [ev.Notice("Summarizing turns 1 to 2, next to be evicted …")]
+    assert facts(chat) == before

@@ -255,6 +255,7 @@ def test_markdown_becomes_html_with_lower_headings_and_quiet_links() -> None:
         '<p><a href="http://a/b" title="http://a/b" rel="noopener noreferrer nofollow">x</a></p>\n'
     )
     assert markdown_html("[x]()") == "<p><a>x</a></p>\n"
+    assert markdown_html("[x](/y)") == "<p>[x](/y)</p>\n"
     assert markdown_html("~~a~~ ![b](http://a/c.png)").startswith("<p><s>a</s> !<a href=")
     assert "<table>" in markdown_html("| a |\n|---|\n| b |")
 
