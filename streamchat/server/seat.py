@@ -19,7 +19,8 @@ from streamchat.engine.turn_runner import TurnRunner
 from streamchat.server.attachment import Attachment
 from streamchat.server.calls import Call
 from streamchat.server.known import DEPTH, KnownSession, stamp_of, turn_key
-from streamchat.sessions.archive import Archive, ClaimedSession, resume_notices
+from streamchat.sessions.archive import Archive, ClaimedSession
+from streamchat.sessions.resumed_event import resume_notices
 from streamchat.store.records import SCOPE
 
 if TYPE_CHECKING:  # torch is imported on the model's thread only

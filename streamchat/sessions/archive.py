@@ -5,22 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ConfigError, StoreError, WireError
+from streamchat.base.errors import ConfigError, StoreError
 from streamchat.base.formatting import plural
-from streamchat.base.wire import from_record
 from streamchat.sessions.identities import Identities
+from streamchat.sessions.resumed_event import figures_of, resume_notices, resumed_event
 from streamchat.sessions.upkeep import Upkeep
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.assemble import StartedConversation
-    from streamchat.conversation.conversation import Conversation
-    from streamchat.conversation.log import TurnRecord
     from streamchat.sessions.evicted_archive import EvictedArchive
     from streamchat.sessions.fork import Forked
     from streamchat.sessions.recorder import Recorder
@@ -335,7 +332,7 @@ class Archive:
         stored, result = self.restore_into(active, claimed)
         cut = {result.cut_turn, *(turn.number for turn in stored.turns if turn.finish_reason == "cancelled")}
         event = replace(
-            _resumed(active, stored.info, {turn.number: _figures(turn.stats) for turn in stored.turns}, cut),
+            resumed_event(active, stored.info, {turn.number: figures_of(turn.stats) for turn in stored.turns}, cut),
             seconds=time.perf_counter() - started,
             prefilled=result.read_again,
             restored_message=result.message_back,
@@ -345,10 +342,10 @@ class Archive:
     def describe(self, active: StartedConversation) -> ev.ConversationResumed:
         """Return the state of the active conversation as resuming it would report it, without a turn that runs."""
         if self.recorder is None or self.session is None:
-            return _resumed(active, None, {}, set())
+            return resumed_event(active, None, {}, set())
         store = self.recorder.store
-        figures = [_figures(each) for each in store.stats(self.session)]
-        return _resumed(active, store.find(self.session), {each.turn: each for each in figures if each}, set())
+        figures = [figures_of(each) for each in store.stats(self.session)]
+        return resumed_event(active, store.find(self.session), {each.turn: each for each in figures if each}, set())
 
     def restore_into(self, active: StartedConversation, claimed: ClaimedSession) -> tuple[StoredSession, ResumeResult]:
         """Restore a session into `active`, a new conversation; return what was stored, and the result."""
@@ -426,82 +423,3 @@ def _nothing() -> None:
 
 def _write_now(session: str, save: Callable[[], object]) -> None:
     save()
-
-
-def _figures(stats: Mapping[str, Any] | None) -> ev.TurnStats | None:
-    """Return the figures of a turn; None if they are damaged or from another version."""
-    with suppress(WireError):
-        return None if stats is None else from_record(ev.TurnStats, stats)
-    return None
-
-
-def _resumed(
-    active: StartedConversation, info: SessionInfo | None, figures: Mapping[int, ev.TurnStats | None], cut: set[int]
-) -> ev.ConversationResumed:
-    """Return the event of a resumed conversation.
-
-    Args:
-        active: The conversation.
-        info: Its session; None if it is not saved.
-        figures: Those of its turns, by number.
-        cut: Turns whose reply was cut off.
-    """
-    conversation = active.conversation
-    turns = tuple(
-        _saved_turn(conversation, turn, figures.get(turn.number), turn.number in cut)
-        for turn in conversation.log.turns
-        if turn.end is not None
-    )
-    id_, title = ("", "") if info is None else (info.id, info.title)
-    prompt = conversation.settings.system_prompt
-    return ev.ConversationResumed(id_, title, turns, conversation.state(), active.info, prompt, 0.0)
-
-
-def _saved_turn(
-    conversation: Conversation, turn: TurnRecord, stats: ev.TurnStats | None, was_cut: bool
-) -> ev.SavedTurn:
-    if stats is not None:
-        return ev.SavedTurn(
-            turn.number,
-            turn.text,
-            turn.reply,
-            stats.prompt_tokens,
-            stats.new_tokens,
-            stats.ttft_s,
-            stats.decode_tps,
-            stats.finish_reason,
-        )
-    # cut off by a crash, or imported: count the ids
-    opening, close = len(conversation.encoder.reply_opening()), len(conversation.encoder.close())
-    reply_start = turn.start if turn.reply_start is None else turn.reply_start
-    end = reply_start if turn.end is None else turn.end
-    prompt_tokens, new_tokens = reply_start - turn.start + opening, max(0, end - reply_start - opening - close)
-    reason: ev.FinishReason = "cancelled" if was_cut else "stop"
-    return ev.SavedTurn(turn.number, turn.text, turn.reply, prompt_tokens, new_tokens, finish_reason=reason)
-
-
-def _damage_notice(parts: tuple[str, ...]) -> list[str]:
-    if not parts:
-        return []
-    more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
-    return [f"Parts of this session are damaged in the database and were skipped: {', '.join(parts[:3])}{more}."]
-
-
-def resume_notices(stored: StoredSession, result: ResumeResult, cache_size: int) -> list[str]:
-    """Return what a user must know about a restored session, one sentence each."""
-    from streamchat.conversation.fitting import unpinned_notice
-
-    notices = _damage_notice(stored.damage)
-    if result.read_again:
-        notices.append(
-            f"{result.read_again:,} tokens were prefilled again in {result.seconds:.1f} s, because {result.reason}."
-        )
-    if result.cut_turn:
-        notices.append(
-            f"streamchat exited while turn {result.cut_turn} was being generated; the saved part of the reply was kept."
-        )
-    if result.message_back:
-        notices.append("streamchat exited before replying to your last message; it was not added to the conversation.")
-    if result.unpinned:
-        notices.append(unpinned_notice(result.unpinned, cache_size))
-    return notices

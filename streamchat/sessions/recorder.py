@@ -129,7 +129,7 @@ class Recorder:
             if self._failed and self._is_pending:
                 self._has_lost = True
                 self.emit(ev.Notice(f"The latest changes of the session {session} could not be saved.", "warning"))
-            self._try_write(lambda: self.store.mark_closed(session))
+            self._succeeds(lambda: self.store.mark_closed(session))  # which saves no changes
         if self._lock is not None:
             self._lock.release()
         self._forget_session()
@@ -263,6 +263,14 @@ class Recorder:
         self._try_write(self._write)
 
     def _try_write(self, write: Callable[[], object]) -> None:
+        if self._succeeds(write) and self._failed and self.session is not None:
+            also = "" if self._has_lost else ", including everything since the failure"
+            self._failed = self._has_lost = False
+            self.emit(ev.SavingChanged(True))
+            self.emit(ev.Notice(f"The conversation is saved again{also}."))
+
+    def _succeeds(self, write: Callable[[], object]) -> bool:
+        """Write; if the store fails, report the first failure and return False."""
         try:
             write()
         except StoreError as error:
@@ -271,12 +279,8 @@ class Recorder:
                 self._failed = True
                 self.emit(ev.SavingChanged(False))
                 self.emit(ev.Notice(f"This conversation is currently not saved: {error}", "warning"))
-            return
-        if self._failed and self.session is not None:
-            also = "" if self._has_lost else ", including everything since the failure"
-            self._failed = self._has_lost = False
-            self.emit(ev.SavingChanged(True))
-            self.emit(ev.Notice(f"The conversation is saved again{also}."))
+            return False
+        return True
 
     def _write(self) -> None:
         conversation, identity = self._conversation, self._identity

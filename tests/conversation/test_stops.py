@@ -49,3 +49,12 @@ def test_only_the_possible_start_is_held_back() -> None:
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(ConfigError, match="empty stop string"):
         StopMatcher(["ok", ""])
+
+
+def test_the_longest_stop_string_decides_how_much_is_held_back() -> None:
+    matcher = StopMatcher(["x", "abcd"])
+    assert (matcher.push("ab"), matcher.push("c"), matcher.push("e")) == ("", "", "abce")
+    assert matcher.push("zabc") == "z"
+    assert (matcher.flush(), matcher.flush()) == ("abc", "")
+    assert StopMatcher(["ab"]).push("a") == ""
+    assert StopMatcher([]).push("a") == "a"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from streamchat.base import events as ev
-from streamchat.sessions.archive import resume_notices
 from streamchat.sessions.resume import ResumeResult
+from streamchat.sessions.resumed_event import resume_notices
 from streamchat.sessions.upkeep import Upkeep
 from streamchat.store.records import SessionInfo, StoredSession
 
