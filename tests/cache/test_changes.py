@@ -192,7 +192,9 @@ def test_changes_are_yielded_from_a_mark_on() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError])
-def test_without_memory_nothing_earlier_can_be_restored(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_nothing_earlier_can_be_restored(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def scarce(*_: Any) -> Any:
         raise error("no memory")
 
@@ -326,7 +328,13 @@ class Changed:
             assert page_in(self.cache, kept, [(first, stop)]) == stop - first
 
 
-CHANGES = [(0, "keys", None), (1, "both", None), (2, "none", None), (3, "keys", torch.int8), (4, "keys", torch.bfloat16)]
+CHANGES = [
+    (0, "keys", None),
+    (1, "both", None),
+    (2, "none", None),
+    (3, "keys", torch.int8),
+    (4, "keys", torch.bfloat16),
+]
 
 
 @pytest.mark.parametrize(("seed", "rotation", "dtype"), CHANGES)
@@ -452,7 +460,9 @@ def test_the_last_copy_of_a_token_is_used() -> None:
     it = fed(16, 2, 16)
     cut(it, 4, 8)
     (tokens,) = evicted(it)
-    other = replace(tokens, slots=CopiedStates(tuple((n, i, x + 1 if n == "values" else x) for n, i, x in tokens.slots.stacks)))
+    other = replace(
+        tokens, slots=CopiedStates(tuple((n, i, x + 1 if n == "values" else x) for n, i, x in tokens.slots.stacks))
+    )
     page_in(it.cache, [other, tokens], [(4, 6)])
     page_in(it.cache, [tokens, other], [(6, 8)])
     values = kv_of(it.cache.streaming_layers[1])[1]

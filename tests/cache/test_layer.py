@@ -329,7 +329,10 @@ def test_a_front_is_opened_without_a_change_of_the_contents(start: int, count: i
 
 
 def test_states_are_copied_in_stacks_of_equal_shapes() -> None:
-    states = [{"keys": torch.full((1, 2, 3, width), float(i)), "more": torch.zeros(1, i + 1, 3)} for i, width in ((0, 4), (1, 6), (2, 4))]
+    states = [
+        {"keys": torch.full((1, 2, 3, width), float(i)), "more": torch.zeros(1, i + 1, 3)}
+        for i, width in ((0, 4), (1, 6), (2, 4))
+    ]
     found = copied(states)
     assert [(name, layers) for name, layers, _ in found.stacks] == [
         ("keys", (0, 2)), ("more", (0,)), ("keys", (1,)), ("more", (1,)), ("more", (2,))
@@ -363,7 +366,11 @@ def test_stacks_of_numbers_are_returned_as_they_are() -> None:
 
 def test_storage_starts_at_0_and_converts_what_is_written() -> None:
     storage = NumberStorage(torch.ones(2, 3, 1, 4, dtype=torch.float64), 5, torch.bfloat16)
-    assert (storage.numbers.shape, storage.dtype, storage.parts[""].any().item()) == ((2, 3, 5, 4), torch.bfloat16, False)
+    assert (storage.numbers.shape, storage.dtype, storage.parts[""].any().item()) == (
+        (2, 3, 5, 4),
+        torch.bfloat16,
+        False,
+    )
     storage.write(1, torch.full((2, 3, 2, 4), 1.5))
     assert storage.numbers[0, 0, :, 0].tolist() == [0, 1.5, 1.5, 0, 0]
     assert storage.read(2, 2)[1, 2, :, 3].tolist() == [1.5, 0]
