@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from streamchat.base.errors import CacheError
-from streamchat.cache import checkpoint
 from streamchat.cache.checkpoint import CacheCheckpoint, capture, restore
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.options import EvictionOptions

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, Qwen3NextConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.layers.kinds import device_of, kind_of, refuse_unknown_layers
@@ -17,8 +18,8 @@ from streamchat.cache.layers.layer import LayerRotation
 from streamchat.cache.positions import absolute, fit, probe, selfcheck
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.plain import fit_from_plain, fit_to_plain
-from streamchat.cache.positions.rotation import PROBE_POSITIONS, TensorRotation
-from tests.support.bare_cache import rotary_source, rotated
+from streamchat.cache.positions.rotation import PROBE_POSITIONS, RotarySource, TensorRotation
+from tests.support.bare_cache import HEADS, WIDTH, bare_config, rotary_source, rotated
 from tests.support.tiny import tiny_model
 
 CPU = torch.device("cpu")
@@ -69,6 +70,159 @@ def test_a_deviation_is_a_share_of_the_maximum() -> None:
     assert fit._deviation(x, x) == 0
     assert fit._deviation(x, torch.tensor([1.0, -3.0, 2.5])) == 0.25
     assert fit._deviation(torch.zeros(2), torch.zeros(2)) == 0
+
+
+def test_a_source_that_is_too_wide_is_skipped() -> None:
+    narrow, wide = rotary_source(), RotarySource(LlamaRotaryEmbedding(wide_config()), *rotary_source().call[1:])
+    x = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0))
+    rows = at_positions(x, interleaved=False, reverse=False, offset=0)
+    assert fit._best_rotation(rows, [wide, narrow], POSITIONS, 2e-4)[0] == TensorRotation(narrow, 0, False)
+
+
+def test_a_small_part_that_is_rotated_counts() -> None:
+    source, x = rotary_source(), torch.ones(2, 1, 12)
+    x[..., 4:] = 4e-4
+    rows = at_positions(x, interleaved=False, reverse=False, offset=4)
+    assert 5e-4 < (rows - rows[:1]).abs().max() < 1.1e-3
+    assert fit._best_rotation(rows, [source], POSITIONS, 2e-4)[0] == TensorRotation(source, 4, False)
+
+
+def wide_config() -> LlamaConfig:
+    return LlamaConfig(hidden_size=32, num_attention_heads=2)
+
+
+# --- a model whose answer is known ----------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    """One layer without attention: keys and values are a token's embedding, in whatever way they depend on positions.
+
+    Args:
+        rotates: Rotate the keys.
+        key_noise: Add so much to the keys at the last position of the probe, as a share of their maximum.
+        drift: Add so much to the logits there, in units of their spread.
+        by_index: What counts the tokens itself if no positions are given: "input", "keys", or "values".
+    """
+
+    def __init__(
+        self, *, rotates: bool = True, key_noise: float = 0, drift: float = 0, by_index: str = "", dtype: Any = None
+    ) -> None:
+        super().__init__()
+        self.config = bare_config(1)
+        self.rotates, self.key_noise, self.drift, self.by_index = rotates, key_noise, drift, by_index
+        self.dtype = dtype or torch.float32
+        self.embeddings = nn.Embedding(300, HEADS * WIDTH)
+        self.some_rotary = LlamaRotaryEmbedding(self.config)
+        self.blocks = nn.ModuleList([nn.Identity()])
+        generator = torch.Generator().manual_seed(0)
+        self.embeddings.weight.data = torch.randn(300, HEADS * WIDTH, generator=generator)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def forward(self, input_ids: Tensor, past_key_values: Any, use_cache: bool, position_ids: Any = None) -> Any:
+        x = self.embeddings(input_ids)
+        count = torch.arange(x.shape[1]).expand(len(x), -1)
+        positions = count if position_ids is None else position_ids
+        far = (positions == max(PROBE_POSITIONS)).float()[..., None] if position_ids is not None else 0.0
+        late = (count >= 20).float()[..., None] if position_ids is None else 0.0
+        x = self.blocks[0](x + late * (self.by_index == "input"))
+        keys, values = (x.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2) for _ in range(2))
+        if self.rotates:
+            cos, sin = (each[:, None] for each in self.some_rotary(x, positions))
+            half = torch.cat([-keys[..., WIDTH // 2 :], keys[..., : WIDTH // 2]], dim=-1)
+            keys = keys * cos + half * sin
+        noise = self.key_noise * keys.abs().max() * (far if isinstance(far, float) else far[:, None])
+        keys = keys + noise + (late if isinstance(late, float) else late[:, None]) * (self.by_index == "keys")
+        values = values + (late if isinstance(late, float) else late[:, None]) * (self.by_index == "values")
+        past_key_values.update(keys, values, 0)
+        logits = x @ self.embeddings.weight.T
+        return SimpleNamespace(logits=logits + far * self.drift * logits.std())
+
+
+def test_the_fit_of_a_model_that_rotates_and_of_one_without_positions() -> None:
+    found = fit.fit_positions(Model())
+    assert (found.method, found.position_limit, found.devices, found.single_steps) == ("rotation", None, (CPU,), False)
+    assert (found.scales_queries, found.layers[0].values) == (False, None)
+    assert found.error < 1e-5
+    keys = found.layers[0].keys
+    assert keys is not None
+    assert (keys.offset, keys.interleaved, keys.reverse) == (0, False, False)
+    found = fit.fit_positions(Model(rotates=False))
+    assert (found.method, found.position_limit, found.layers) == ("no positions", 2048, (LayerRotation(),))
+    assert found.rotates is False
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed"),
+    [(torch.float32, 2e-4), (torch.float16, 4e-3), (torch.bfloat16, 3e-2), (torch.float64, 3e-2)],
+)
+def test_misfits_are_allowed_as_far_as_the_dtype_rounds(dtype: torch.dtype, allowed: float) -> None:
+    found = fit.fit_positions(Model(key_noise=0.9 * allowed, dtype=dtype))
+    assert found.error == pytest.approx(0.9 * allowed, rel=0.1)
+    with pytest.raises(UnsupportedModelError, match=r"tensors are not rotated by position \(misfit \d.*, allowed"):
+        fit.fit_positions(Model(key_noise=1.2 * allowed, dtype=dtype))
+
+
+def test_logits_that_depend_on_the_absolute_position_are_refused() -> None:
+    fit.fit_positions(Model(drift=0.009))
+    with pytest.raises(UnsupportedModelError, match=r"depends on the absolute position \(by 0.012 of the logits"):
+        fit.fit_positions(Model(drift=0.012))
+
+
+@pytest.mark.parametrize("rotates", [False, True])
+@pytest.mark.parametrize("what", ["input", "keys", "values"])
+def test_a_model_that_counts_positions_itself_is_refused(what: str, rotates: bool) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"counts positions itself \(misfit [\d.]+, allowed 0.0002\)"):
+        fit.fit_positions(Model(by_index=what, rotates=rotates))
+
+
+class Chunks:
+    """Stands in for `plain_forward` of a model with a recurrent state, whose chunks are off by some distance."""
+
+    def __init__(self, off: float, spread: float = 1.0) -> None:
+        self.off, self.spread, self.calls = off, spread, list[tuple[Any, ...]]()
+
+    def __call__(self, model: Any, ids: Tensor, positions: Tensor | None, cache: Any = None) -> tuple[Any, Tensor]:
+        known = [] if cache is None else cache
+        known = known if known else [len(self.calls)]
+        self.calls.append((ids[0].tolist(), None if positions is None else positions.tolist(), known[0]))
+        logits = self.spread * torch.linspace(-1, 1, 101).expand(1, ids.shape[1], -1).clone()
+        if positions is not None and ids.shape[1] > 1:
+            logits[:, -1, 3] += self.off * logits.std()
+        return known, logits
+
+
+@pytest.mark.parametrize("spread", [1.0, 20.0])
+@pytest.mark.parametrize(
+    ("dtype", "off", "expected"),
+    [
+        (torch.float32, 0.009, False),
+        (torch.float32, 0.012, True),
+        (torch.bfloat16, 1.4, False),
+        (torch.bfloat16, 1.7, True),
+        (torch.float64, 1.4, False),
+        (torch.float64, 1.7, True),
+    ],
+)
+def test_chunks_on_a_recurrent_state_are_compared_with_single_steps(
+    dtype: torch.dtype, off: float, expected: bool, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = Chunks(off, spread)
+    monkeypatch.setattr(fit, "plain_forward", chunks)
+    model = Model(dtype=dtype)
+    kinds = ["linear_attention", "full_attention"]
+    cache = DynamicCache(config=Qwen3NextConfig(num_hidden_layers=2, layer_types=kinds))
+    assert fit._needs_single_steps(model, cache) is expected
+    first, rest = list(range(7, 15)), list(range(15, 19))
+    assert chunks.calls == [
+        (first, None, 0),
+        (first, None, 1),
+        (rest, [[8, 9, 10, 11]], 0),
+        *((rest[i : i + 1], [[8 + i]], 1) for i in range(4)),
+    ]
+    assert fit._needs_single_steps(model, DynamicCache(config=bare_config())) is False
+    assert len(chunks.calls) == 7
 
 
 # --- the limit of positions -----------------------------------------------------------------------------------
@@ -281,8 +435,6 @@ def test_a_fit_is_the_same_after_it_was_written() -> None:
     model: Any = tiny_model("llama")
     with probe.recorded_rotary_calls(model) as calls, torch.inference_mode():
         probe.plain_forward(model, torch.tensor([[5]]), None)
-    from streamchat.cache.positions.rotation import RotarySource
-
     one, two = (RotarySource(*call) for call in (calls[0], calls[0]))
     layers = (
         LayerRotation(TensorRotation(one, 0, False), TensorRotation(two, 3, True, True)),
@@ -327,8 +479,10 @@ def test_a_fit_is_the_same_after_it_was_written() -> None:
     assert fit_to_plain(model, PositionFit(layers, (CPU, torch.device("meta")), None, 0.0)) is None
     assert fit_to_plain(tiny_model("llama"), given) is None  # modules of another model
     damaged: list[dict[str, Any]] = [
-        {}, plain | {"layers": []}, plain | {"method": "recompute"}, plain | {"position_limit": "many"},
-        plain | {"error": None}, plain | {"layers": [[[7, 0, False, False], None]]}, plain | {"layers": [[[0, 0], None]]},
+        {}, plain | {"layers": []}, plain | {"method": "recompute"},
+        plain | {"position_limit": "many"},
+        plain | {"error": None},
+        plain | {"layers": [[[7, 0, False, False], None]]}, plain | {"layers": [[[0], None]]},
         plain | {"sources": [{"module": "model.nothing", "args": [], "options": {}}]},
         {name: each for name, each in plain.items() if name != "single_steps"},
     ]  # fmt: skip
@@ -339,8 +493,6 @@ def test_a_fit_is_the_same_after_it_was_written() -> None:
 def test_arguments_that_are_no_plain_values_cannot_be_written() -> None:
     model: Any = tiny_model("llama")
     rotary = model.model.rotary_emb
-    from streamchat.cache.positions.rotation import RotarySource
-
     states, positions = torch.zeros(1, 1, 1), torch.zeros(1, 1).long()
 
     class Wide(nn.Module):
@@ -368,6 +520,48 @@ def test_arguments_that_are_no_plain_values_cannot_be_written() -> None:
 
 
 # --- the self-check -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("distances", "exact", "rotates", "ok"),
+    [
+        # moved by the model, by our rotation, not moved, misfit of tensors
+        ((5e-5, 5e-5, 1.0, 0.1), True, True, True),
+        ((1e-4, 1e-4, 1.0, 0.1), True, True, False),
+        ((2e-4, 2e-4, 1.0, 0.1), True, True, False),
+        ((2e-4, 2e-4, 1.0, 0.1), False, True, True),
+        ((1e-5, 3.9e-5, 1.0, 0.1), True, True, True),
+        ((1e-5, 4.1e-5, 1.0, 0.1), True, True, False),
+        ((1e-2, 2.9e-2, 1.0, 0.1), False, True, True),
+        ((1e-2, 3.1e-2, 1.0, 0.1), False, True, False),
+        ((2e-5, 6e-5, 2.1e-4, 0.1), True, True, True),
+        ((2e-5, 6e-5, 1.9e-4, 0.1), True, True, False),
+        ((6e-5, 2e-5, 1.9e-4, 0.1), True, True, False),
+        ((2e-5, 6e-5, 1.9e-4, 0.1), False, True, True),
+        ((0.0, 0.0, 1.0, 0.3), True, True, True),
+        ((0.0, 0.0, 1.0, 0.31), True, True, False),
+        ((0.0, 0.0, 1.0, 0.31), False, True, False),
+        ((0.0, 0.0, 0.0, 0.0), True, True, True),
+        ((9e-6, 9e-6, 0.0, 0.0), True, False, True),
+        ((1e-5, 1e-5, 0.0, 0.0), True, False, False),
+        ((5e-5, 5e-5, 0.0, 0.0), True, False, False),
+        ((5e-5, 5e-5, 0.0, 0.0), False, False, True),
+    ],
+)
+def test_the_distances_of_a_right_fit(
+    distances: tuple[float, float, float, float], exact: bool, rotates: bool, ok: bool
+) -> None:
+    assert selfcheck._is_ok(*distances, exact=exact, rotates=rotates) is ok
+
+
+def test_a_model_that_takes_no_positions_must_not_rotate() -> None:
+    class Bare(nn.Module):
+        def forward(self, input_ids: Tensor) -> None:
+            pytest.fail("ran")
+
+    for method, ok in (("no positions", True), ("rotation", False)):
+        found = selfcheck.self_check(Bare(), PositionFit((), (), None, 0.0, method))  # type: ignore[arg-type]
+        assert found == selfcheck.SelfCheck(0.0, 0.0, 0.0, 0.0, ok)
 
 
 def test_the_tensors_of_the_self_check_are_compared_as_a_share_of_the_distance_moved() -> None:

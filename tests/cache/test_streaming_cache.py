@@ -1,4 +1,4 @@
-"""`StreamingCache` without a model: sizes, bookkeeping, and contents, against a reference that rotates each key anew."""
+"""`StreamingCache` without a model: sizes, bookkeeping, and contents, against a reference that rotates every key."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from transformers import Qwen3NextConfig
 
 from streamchat.base.errors import CacheError, CacheFullError, ChunkTooLargeError, ConfigError
+from streamchat.cache.checkpoint import capture, restore
 from streamchat.cache.eviction.options import Eviction, EvictionOptions
 from streamchat.cache.eviction.policies import load_policy
 from streamchat.cache.eviction.policy import CacheView, Cut, cuts_of
@@ -42,11 +43,11 @@ def test_possible_sizes(size: int, sinks: int) -> None:
 
 
 def test_impossible_sizes_are_refused_with_the_values() -> None:
-    with pytest.raises(ConfigError, match="num_sink_tokens = 8 does not fit into cache_size = 8; .* between 0 and 7$"):
+    with pytest.raises(ConfigError, match=r"num_sink_tokens = 8 does not fit into cache_size = 8; .* between 0 and 7$"):
         new(8, 8)
     assert new(40, limit=40).cache_size == 40
     with pytest.raises(
-        ConfigError, match="cache_size = 41 is too large: this model can use 40 positions; .* at most 40"
+        ConfigError, match=r"cache_size = 41 is too large: this model can use 40 positions; .* at most 40"
     ):
         new(41, limit=40)
     with pytest.raises(CacheError, match=r"the fit has 3 layers, but this model's cache has 2; measure .* choose_fit"):
@@ -161,12 +162,12 @@ def test_recalled_tokens_are_retained_like_pinned_ones() -> None:
 def test_a_pin_that_leaves_no_window_is_refused_and_changes_nothing() -> None:
     it = fed(8, 2, 8)
     it.cache.pin(2, 4)
-    with pytest.raises(ConfigError, match="8 sink and pinned tokens leave no room .* cache_size = 8; .* at least 9$"):
+    with pytest.raises(ConfigError, match=r"8 sink and pinned tokens leave no room .* cache_size = 8; .* at least 9$"):
         it.cache.pin(4, 8)
     assert it.cache.pins == ((2, 4),)
     it.cache.pin(4, 7)
     assert it.cache.num_retained == 7
-    with pytest.raises(ChunkTooLargeError, match="2 new tokens .* 7 sink and pinned tokens .* at most 1$"):
+    with pytest.raises(ChunkTooLargeError, match=r"2 new tokens .* 7 sink and pinned tokens .* at most 1$"):
         it.feed(2)
     it.feed(1)
     it.check()
@@ -359,6 +360,37 @@ def test_a_policy_is_shown_the_room_that_is_needed() -> None:
     assert simulated == ([(0, 2), (4, 6), (8, 16)], [])
 
 
+def test_a_policy_is_shown_the_keys_of_a_single_token() -> None:
+    policy = Shown()
+    it, _, _ = recorded(2, 0, policy=policy)
+    it.feed(1)
+    it.feed(2)
+    (view,) = policy.views
+    assert view.fetch_keys is not None
+
+
+def test_a_plan_does_not_outlive_the_contents() -> None:
+    it, events, _ = recorded()
+    it.feed(16)
+    saved = capture(it.cache)
+    it.cache.begin_turn(9, 9)
+    restore(it.cache, saved)
+    it.feed(1)
+    assert events == [Eviction(((2, 3),), 16, 15, "decode")]
+
+
+def test_copies_that_a_rebase_makes_can_be_used_after_inference_mode() -> None:
+    it = fed(16, 2, 16)
+    with torch.inference_mode():
+        it.feed(2)
+        it.cache.rebase_positions()
+    for layer in it.cache.streaming_layers:
+        assert layer.num_originals == 2
+        assert not layer.originals(0).is_inference()
+        assert layer.buffers is not None
+        assert not any(buffer.is_inference() for buffer in layer.buffers)
+
+
 # --- layers with a recurrent state ----------------------------------------------------------------------------
 
 
@@ -376,6 +408,11 @@ def test_layers_with_a_state_have_no_tokens_and_cannot_be_rewound() -> None:
     assert (cache.lengths, cache.length, cache.next_position) == ([3, 3], 3, 3)
     with pytest.raises(CacheError, match="the newest 1 tokens cannot be removed"):
         cache.crop_newest(1)
+    state: Any = cache.layers[0]
+    with torch.inference_mode():
+        state.update_conv_state(torch.ones(1, 4, 3))
+    cache.reset()  # in place
+    assert not state.conv_states[0].any() if isinstance(state.conv_states, dict) else not state.conv_states.any()
     mixed = StreamingCache(config_of("falcon_h1"), fit_of(3), cache_size=8, num_sink_tokens=2)
     assert len(mixed.streaming_layers) == 3
     assert all(is_mixed(layer) for layer in mixed.layers)
