@@ -11,6 +11,7 @@ from torch import Tensor
 
 from streamchat.base.errors import CacheError, CacheNotSeenError, ChunkTooLargeError, ConfigError
 from streamchat.cache import press
+from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.layers.layer import LayerRotation
@@ -35,7 +36,7 @@ def hooked(cache: StreamingCache) -> tuple[StreamingHook, list[dict[str, Any]]]:
         cache.make_room(next(iter(kwargs.values())).shape[1])
 
     forward.forward = MODEL.forward  # type: ignore[attr-defined]
-    hook.model = forward  # type: ignore[assignment]
+    hook.model = forward
     return hook, calls
 
 
@@ -121,7 +122,7 @@ def test_an_input_that_does_not_fit_is_fed_in_quarters_of_the_room(cached: int, 
         assert [each[name].shape[1] for each in calls] == chunks
         assert torch.equal(torch.cat([*(each[name] for each in calls), kwargs[name]], dim=1), tokens)
         assert kwargs["position_ids"].shape == (1, count - sum(chunks))
-        others = {"past_key_values": hook.cache, "use_cache": True, "logits_to_keep": 1}
+        others = {cache_keyword(MODEL): hook.cache, "use_cache": True, "logits_to_keep": 1}
         assert [{key: value for key, value in each.items() if key != name} for each in calls] == [others] * len(chunks)
 
 
@@ -159,16 +160,17 @@ def test_models_whose_chunks_are_wrong_get_single_tokens() -> None:
 
 def test_a_hook_is_attached_once_and_to_one_cache() -> None:
     hook = StreamingHook(MODEL, bare_cache())
-    assert not hook.attached
+    states = [hook.attached]
     with hook as same:
         assert same is hook
-        assert hook.attached
+        states.append(hook.attached)
         hook.attach()
         assert (len(MODEL._forward_pre_hooks), len(MODEL._forward_hooks)) == (1, 0)
         with pytest.raises(CacheError, match="this LlamaForCausalLM already streams into another cache"):
             StreamingHook(MODEL, bare_cache()).attach()
-    assert (hook.attached, len(MODEL._forward_pre_hooks)) == (False, 0)
+    assert [*states, hook.attached] == [False, True, False]
     hook.remove()
+    assert len(MODEL._forward_pre_hooks) == 0
 
 
 # --- learned positions ----------------------------------------------------------------------------------------
@@ -190,11 +192,11 @@ def test_remaining_tokens_are_fed_again_after_an_eviction() -> None:
     assert kwargs["input_ids"].tolist() == [[*left, 90, 91]]
     assert kwargs["position_ids"].tolist() == [list(range(11))]
     assert (cache.stale, cache._refill, cache.lengths) == (True, 9, [0, 0])
-    assert not cache._has_keys
+    has_keys = [cache._has_keys]
     for layer in range(2):
         cache.update(torch.ones(1, 2, 11, 8), torch.ones(1, 2, 11, 8), layer)
     assert (cache.stale, cache._refill, cache.fresh, cache.length, cache.lengths) == (False, 0, 2, 11, [11, 11])
-    assert cache._has_keys
+    assert [*has_keys, cache._has_keys] == [False, True]
     assert (cache.ledger.next_index, list(cache.ledger)) == (18, [*left, 16, 17])
     assert cache.fed_tokens is not None
     assert cache.fed_tokens.gather([(14, 18)]).tolist() == [[14, 15, 90, 91]]

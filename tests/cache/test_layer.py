@@ -425,7 +425,7 @@ def test_buffers_of_a_layer_can_be_used_after_inference_mode() -> None:
         layer = layer_of(3)
         layer.add_originals(*tokens(0, 1))
         picks: list[Callable[[], None]] = [
-            lambda: layer.reorder_cache(torch.tensor([0])),  # type: ignore[no-untyped-call]
+            lambda: layer.reorder_cache(torch.tensor([0])),
             lambda: layer.batch_repeat_interleave(2),
             lambda: layer.batch_select_indices(torch.tensor([1, 0])),
         ]

@@ -98,7 +98,8 @@ def test_the_budget_is_the_larger_one_that_the_model_supports() -> None:
 
         return new_cache
 
-    assert [check._first_supported(up_to(limit)) for limit in (32, 31, 16)] == [(32, 4), (16, 4), (16, 4)]
+    found: list[Any] = [check._first_supported(up_to(limit)) for limit in (32, 31, 16)]
+    assert found == [(32, 4), (16, 4), (16, 4)]
     with pytest.raises(UnsupportedModelError, match="chunks"):
         check._first_supported(up_to(15))
 
@@ -140,7 +141,12 @@ def test_a_stream_rebases_before_the_last_but_one_forward() -> None:
     model, rebased = tiny_model("llama"), list[int]()
     cache = choose_cache(model)
     rebase = cache.rebase_positions
-    cache.rebase_positions = lambda: (rebased.append(cache.ledger.next_index), rebase())  # type: ignore[method-assign, assignment]
+
+    def counted() -> None:
+        rebased.append(cache.ledger.next_index)
+        rebase()
+
+    cache.rebase_positions = counted
     with torch.inference_mode():
         found = check._stream(model, cache)
     assert [len(each) for each in found] == check._schedule(cache)

@@ -30,6 +30,8 @@ def turned(x: Tensor, position: int, *, interleaved: bool, scale: float = 1.0) -
 class Rotary(nn.Module):
     """A rotary module in one of the forms that families have."""
 
+    frequencies: Tensor
+
     def __init__(self, form: str, device: torch.device = CPU) -> None:
         super().__init__()
         self.form, self.calls = form, list[Tensor]()
@@ -83,7 +85,7 @@ def test_a_call_is_repeated_with_other_positions_and_no_hidden_states() -> None:
         seen.append((x.shape, x.dtype, position_ids.tolist(), note))
         return plain(x, position_ids)
 
-    module.forward = forward  # type: ignore[method-assign]
+    setattr(module, "forward", forward)  # noqa: B010 - mypy
     given = (torch.ones(2, 9, 3, dtype=torch.bfloat16), torch.ones(2, 9).long())
     source = RotarySource(module, given, {"note": "as it was"})
     source.angles(torch.tensor([4, 6]))
