@@ -115,9 +115,9 @@ def restore(cache: StreamingCache, checkpoint: CacheCheckpoint) -> None:
     for i, (layer, device) in enumerate(zip(cache.layers, cache.fit.devices, strict=True)):
         if isinstance(layer, StreamingLayer) and not checkpoint.stale:
             layer.load(parts[i], checkpoint.bases[i], device)
-            if layer.length != checkpoint.length:
+            if (found := layer.length) != checkpoint.length:
                 cache.reset()
-                raise CacheError(f"layer {i} of the checkpoint has {layer.length} tokens, not {checkpoint.length}")
+                raise CacheError(f"layer {i} of the checkpoint has {found} tokens, not {checkpoint.length}")
         if is_recurrent(layer):
             states = {n.removeprefix("state."): t for n, t in parts[i].items() if n.startswith("state.")}
             values = {n.partition(".")[2]: v for n, v in checkpoint.plain.items() if n.partition(".")[0] == str(i)}

@@ -47,7 +47,9 @@ class FedTokens:
         self.__init__()  # type: ignore[misc]
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
+        """Keep these rows of the batch, in this order; does nothing before the first token."""
+        if not self.rows:
+            return
         with torch.inference_mode(False):
             self._ids = self._ids[rows.clone().cpu()]
 

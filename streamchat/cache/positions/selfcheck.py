@@ -75,15 +75,18 @@ def self_check(model: Any, fit: PositionFit) -> SelfCheck:
         return ((logits - unmoved).square().mean().sqrt() / spread).item()
 
     floor, rotated, control = distance(moved), distance(rotated_cache), distance(plain)
-    exact = model.dtype == torch.float32
+    ok = _is_ok(floor, rotated, control, tensors, exact=model.dtype == torch.float32, rotates=fit.rotates)
+    return SelfCheck(floor, rotated, control, tensors, ok)
+
+
+def _is_ok(floor: float, rotated: float, control: float, tensors: float, *, exact: bool, rotates: bool) -> bool:
+    """Return whether these distances are those of a right fit; `exact` in float32."""
     # in float32 a higher floor means that the output depends on the absolute position
-    premise = floor < 1e-4 or not exact
+    premise = floor < (1e-4 if rotates else 1e-5) or not exact
     agrees = rotated <= 3 * floor + 1e-5
     # In 16 bits, rounding dominates the logits of a model with random weights; only its tensors are conclusive.
-    conclusive = not exact or not fit.rotates or max(floor, rotated) <= 0.3 * control
-    if not fit.rotates:
-        premise = premise and (floor < 1e-5 or not exact)
-    return SelfCheck(floor, rotated, control, tensors, premise and agrees and conclusive and tensors <= 0.3)
+    conclusive = not exact or not rotates or max(floor, rotated) <= 0.3 * control
+    return premise and agrees and conclusive and tensors <= 0.3
 
 
 def _tensor_error(fit: PositionFit, plain: Any, moved: Any, rotated: Any) -> float:
