@@ -151,8 +151,8 @@ class Walk:
     def _probe(self) -> None:
         """Type a word: it must be on the screen in time, whatever happened before.
 
-        A word that is typed while a dialog opens or closes goes to the dialog and is lost with it. The walk then
-        types it again, as a user would.
+        A command may open a dialog while the word is typed, so that input and dialog each get a part of it. The walk
+        then types it again, as a user would.
         """
         self._settle()
         self._words += 1
