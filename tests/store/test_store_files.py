@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ import pytest
 from streamchat.base.errors import StoreError
 from streamchat.store import database as databases
 from streamchat.store import failures
+from streamchat.store.connection import connect, create_private
 from streamchat.store.database import acquire, release
-from streamchat.store.health import examine
+from streamchat.store.health import HealthReport, examine
 from streamchat.store.store import Store
 from tests.support.saved_sessions import a_session, a_turn
 
@@ -151,6 +153,27 @@ def test_closing_a_deleted_database_leaves_the_new_one_alone(path: Path) -> None
     with Store(path) as new:
         assert sorted(info.title for info in new.sessions()) == ["new", "newer"]
         assert examine(new.path).problems == []
+
+
+@pytest.mark.parametrize("is_database", [False, True])
+def test_a_file_without_tables_is_a_new_database(path: Path, is_database: bool) -> None:
+    """A process was killed after it had created the file, or SQLite had written its header, and before any table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    create_private(path)
+    if is_database:
+        connect(path).close()
+    assert examine(path) == HealthReport([])
+    with Store(path) as store:
+        assert store.sessions() == []
+        a_session(store)
+    assert examine(path).sessions == 1
+
+
+def test_a_database_of_another_program_is_no_new_one(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE recipes (id)")
+    assert examine(path).problems == ["no such table: sessions"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes")
