@@ -36,6 +36,7 @@ from streamchat.replay.chaos.log import ChaosLog, read_log
 from streamchat.replay.chaos.plan import FIRST_TURN, moments
 from streamchat.replay.chaos.slopes import Slope, slopes
 from streamchat.replay.chaos.terminal import Terminal
+from streamchat.replay.run import Run
 from streamchat.replay.turn_log import TurnLog
 from streamchat.telemetry.metrics import Metrics
 from tests.support.replay_runs import TURNS, Ran
@@ -216,10 +217,12 @@ def test_rows_that_never_find_room_are_reported(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("last", [7, 11])
 def test_a_run_survives_a_disk_that_fills_and_empties(
-    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
-    """It ended with an unexpected error at the first row that could not be written."""
+    """It ended with an unexpected error at the first row that could not be written. If the disk is emptied only after
+    the last turn, the rows are written then; the turns file lacked them."""
     disk, turns = FullDisk(), 0
     flush = os.fsync
 
@@ -234,11 +237,18 @@ def test_a_run_survives_a_disk_that_fills_and_empties(
 
     def appended(self: TurnLog, row: dict[str, Any]) -> None:
         append(self, row)
-        if row["index"] == 7:
+        if row["index"] == last < len(TURNS) - 1:
             disk.end()
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(TurnLog, "append", appended)
+    init = Run.__post_init__
+
+    def created(self: Run) -> None:
+        init(self)
+        self.at_end = disk.end
+
+    monkeypatch.setattr(Run, "__post_init__", created)
     try:
         ran = replay(TURNS)
     finally:
