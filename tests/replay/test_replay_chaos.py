@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,6 +23,7 @@ import pytest
 
 from streamchat.cli import main as cli
 from streamchat.commands import replay_chaos
+from streamchat.replay.chaos import terminal
 from streamchat.replay.chaos.check import check_kept
 from streamchat.replay.chaos.injector import digest
 from streamchat.replay.chaos.kind import Target
@@ -42,7 +44,7 @@ from streamchat.telemetry.metrics import Metrics
 from tests.support.replay_runs import TURNS, Ran
 from tests.support.replay_runs import replay as replay  # a fixture
 from tests.support.replay_runs import tiny as tiny
-from tests.support.stand_in_replay import command
+from tests.support.stand_in_replay import start
 from tests.support.tiny import tiny_model
 from tests.support.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
 
@@ -438,7 +440,8 @@ def test_a_run_with_chaos_loses_nothing(
     tokenizer.save_pretrained(model)
     script, folder = tmp_path / "script", tmp_path / "run"
     script.write_text("\n".join(TURNS))
-    monkeypatch.setattr(replay_chaos, "COMMAND", command)
+    monkeypatch.setattr(replay_chaos, "COMMAND", list)
+    monkeypatch.setattr(terminal, "subprocess", SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
     code = cli.main(
         ["replay", str(script), "--out", str(folder), "--model", str(model), "--kernels", "torch", "--cache-size",
          "128", "--max-new-tokens", "10", "--max-turns", "8", "--seed", "1", "--chaos", "118"]
