@@ -50,8 +50,11 @@ class TypeAhead:
             path: list[MessagePump] = [*(front.focused or front).ancestors_with_self]
             if front.is_mounted:
                 await self._handle(self._waiting.popleft())
-            self._limit = limit = self._app.set_timer(LIMIT_S, lambda: self._end_wait(limit))
-            self._follow(path, limit)
+            self._wait(path)
+
+    def _wait(self, path: Sequence[MessagePump]) -> None:
+        self._limit = limit = self._app.set_timer(LIMIT_S, lambda: self._end_wait(limit))
+        self._follow(path, limit)
 
     def _follow(self, path: Sequence[MessagePump], limit: Timer) -> None:
         """Wait until each of `path`, up to the app, has handled its messages so far; those that are gone have none."""

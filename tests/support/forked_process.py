@@ -1,4 +1,4 @@
-"""A forked process in place of one that `subprocess` starts: it has imported everything, which takes 5 s of CPU time."""
+"""A forked process in place of one that `subprocess` starts: it needs no 5 s of CPU time to import everything."""
 
 from __future__ import annotations
 

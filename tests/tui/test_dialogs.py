@@ -55,7 +55,7 @@ async def test_keys_that_are_typed_while_a_dialog_opens_reach_it() -> None:
             assert not dialog.is_mounted
             await type_keys(driver, "z", "down", "q")
             await driver.app.on_event(Paste("7"))
-            await driver.until(lambda dialog=dialog: [field.value for field in dialog.query(Input)][:1] == ["zq7"], name)
+            await driver.until(lambda dialog=dialog: [each.value for each in dialog.query(Input)][:1] == ["zq7"], name)
             dialog.dismiss()
             await driver.until(lambda: driver.app.screen is driver.chat)
         assert driver.prompt.text == ""

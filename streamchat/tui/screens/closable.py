@@ -12,8 +12,8 @@ class Closable(LatestSize):
     """Mixin for screens: ignores what arrives after the screen was closed. It stands before the class of Textual.
 
     Escape may be handled before the screen was drawn, or before the letters that were typed just before it, above all
-    on a busy machine. The app may exit before the screen was drawn. The widgets are then gone, or are never created, and
-    a handler that looks for them would end the app with an error.
+    on a busy machine. The app may exit before the screen was drawn. The widgets are then gone, or are never created,
+    and a handler that looks for them would end the app with an error.
     """
 
     @property
