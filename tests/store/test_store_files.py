@@ -17,7 +17,7 @@ import pytest
 from streamchat.base.errors import StoreError
 from streamchat.store import database as databases
 from streamchat.store import failures
-from streamchat.store.connection import connect, create_private
+from streamchat.store.connection import LOG_BYTES, connect, create_private
 from streamchat.store.database import acquire, release
 from streamchat.store.health import HealthReport, examine
 from streamchat.store.store import Store
@@ -263,6 +263,20 @@ def test_reading_does_not_wait_for_a_writer_that_waits(path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_write_ahead_log_shrinks_after_a_long_reader(path: Path) -> None:
+    with Store(path) as store, closing(connect(path)) as other:
+        session = a_session(store)
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM sessions").fetchone()
+        log = Path(f"{path}-wal")
+        while log.stat().st_size < 2 * LOG_BYTES:  # cannot be checkpointed while the other one reads
+            store.change(session, [("title", "x" * 400_000)], {})
+        other.execute("ROLLBACK")
+        for _ in range(3):
+            store.change(session, [("title", "y")], {})
+        assert log.stat().st_size <= LOG_BYTES
+
+
 def test_a_forked_process_opens_it_anew(path: Path) -> None:
     code = f"""
 import os, sys

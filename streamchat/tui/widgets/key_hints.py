@@ -9,8 +9,8 @@ class KeyHints(Footer):
     """Textual's footer, without keeping the widgets of earlier hints.
 
     The footer creates new widgets whenever a key becomes available or not, several times per turn. Each of them watches
-    a property of the footer, and Textual drops the watchers of removed widgets only when that property is set: each turn
-    would keep 230 kB.
+    a property of the footer, and Textual drops the watchers of removed widgets only when that property is set: each
+    turn would keep 230 kB.
     """
 
     async def recompose(self) -> None:
