@@ -53,6 +53,7 @@ class TypeAhead:
             self._wait(path)
 
     def _wait(self, path: Sequence[MessagePump]) -> None:
+        limit: Timer
         self._limit = limit = self._app.set_timer(LIMIT_S, lambda: self._end_wait(limit))
         self._follow(path, limit)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -24,7 +25,11 @@ def objects() -> Counter[str]:
 @pytest.mark.slow
 def test_a_turn_leaves_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollback, "REACH", 4)
-    settings = {"cache_size": 64, "max_new_tokens": 4, "snapshot_turns": 0}  # a snapshot is written on a thread
+    settings: dict[str, Any] = {
+        "cache_size": 64,
+        "max_new_tokens": 4,
+        "snapshot_turns": 0,
+    }  # a snapshot is written on a thread
     with running(store=tmp_path / "streamchat.db", audit=True, **settings) as watched:
         for _ in range(10):
             watched.turn("one two")
