@@ -16,10 +16,12 @@ from rich.text import Text
 from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
+from textual.css.query import NoMatches
 from textual.driver import Driver
 from textual.notifications import Notify
 from textual.screen import Screen
 from textual.theme import Theme, ThemeProvider
+from textual.widget import MountError
 
 from streamchat.base import events as ev
 from streamchat.base.colors import is_color_forbidden
@@ -201,6 +203,13 @@ class StreamchatApp(App[int]):
         mark(FAILED + one_line(event.message))
         if event.details:
             log_file.log_crash(event.details)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """End the app with an error, unless an exit has removed a widget, or not created it, for which it looks."""
+        if self._exit and isinstance(error, NoMatches | MountError):
+            logging.getLogger(__name__).info("while the app exits: %s", error)
+            return
+        super()._handle_exception(error)
 
     def _fatal_error(self) -> None:
         """Handle a bug in the app: print one sentence after the terminal is restored instead of Textual's traceback."""

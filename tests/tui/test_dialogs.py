@@ -10,6 +10,7 @@ from textual.events import Key, Paste
 from textual.widgets import Input
 
 from streamchat.tui import type_ahead
+from streamchat.tui.app import StreamchatApp
 from streamchat.tui.screens.closable import Closable
 from tests.support.app_driver import Driver, driving
 from tests.support.scripted_engine import ScriptedEngine
@@ -42,6 +43,20 @@ async def test_an_exit_while_a_dialog_opens_is_an_orderly_one(name: str, steps: 
         for _ in range(steps):
             await asyncio.sleep(0)
         driver.app.exit(143, return_code=143)
+    assert driver.app._exception is None
+    assert (driver.app.return_value, driver.app.return_code) == (143, 143)
+
+
+async def test_an_exit_before_the_first_paint_is_an_orderly_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    mount = StreamchatApp.on_mount
+
+    def mounted(self: StreamchatApp) -> None:
+        mount(self)
+        self.exit(143, return_code=143)  # as SIGTERM, which is handled from here on
+
+    monkeypatch.setattr(StreamchatApp, "on_mount", mounted)
+    async with driving(ScriptedEngine(), ready=False) as driver:
+        pass
     assert driver.app._exception is None
     assert (driver.app.return_value, driver.app.return_code) == (143, 143)
 
