@@ -9,6 +9,7 @@ import pytest
 from textual.events import Key, Paste
 from textual.widgets import Input
 
+from streamchat.config.loader import Configuration
 from streamchat.tui import type_ahead
 from streamchat.tui.app import StreamchatApp
 from streamchat.tui.screens.closable import Closable
@@ -55,10 +56,11 @@ async def test_an_exit_before_the_first_paint_is_an_orderly_one(monkeypatch: pyt
         self.exit(143, return_code=143)  # as SIGTERM, which is handled from here on
 
     monkeypatch.setattr(StreamchatApp, "on_mount", mounted)
-    async with driving(ScriptedEngine(), ready=False) as driver:
-        pass
-    assert driver.app._exception is None
-    assert (driver.app.return_value, driver.app.return_code) == (143, 143)
+    engine = ScriptedEngine()
+    app = StreamchatApp(engine, Configuration(engine.settings))
+    assert await app.run_async(headless=True) == 143
+    assert app.return_code == 143
+    assert engine.close()
 
 
 async def test_keys_that_are_typed_while_a_dialog_opens_reach_it() -> None:
