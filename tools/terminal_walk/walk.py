@@ -184,8 +184,8 @@ class Walk:
         if not self.terminal.is_alive():
             self._check_end(0)
             return
-        # Ctrl+D ends the prompt only if nothing was typed while a reply was stopped. Ctrl+Q ends the app, which may take
-        # long while a model is loaded; a Ctrl+C that comes after the terminal was restored would kill it
+        # Ctrl+D ends the prompt only if nothing was typed while a reply was stopped. Ctrl+Q ends the app, which may
+        # take long while a model is loaded; a Ctrl+C that comes after the terminal was restored would kill it
         key, seconds = (b"\x11", HANG_S) if self._front_end == "app" else (b"\x04", 3)
         for _ in range(10):
             self.terminal.send(key)
