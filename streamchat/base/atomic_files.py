@@ -8,7 +8,6 @@ lose the write, or leave an empty file in place of the old one; use this for dat
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import logging
@@ -87,9 +86,16 @@ def atomic_write(target: Path, *, durable: bool, mode: int = PRIVATE) -> Iterato
         if durable:
             paths.fsync(target.parent)
     finally:
-        for left in target.parent.glob(f"{glob.escape(partial.name)}*"):  # a database's journal included
-            with suppress(OSError):
-                left.unlink()
+        _remove_all(target.parent, partial.name)
+
+
+def _remove_all(folder: Path, start: str) -> None:
+    """Delete the files whose names begin with `start`: an unfinished file and, if it is a database, its journal."""
+    with suppress(OSError):
+        for name in os.listdir(folder):  # `glob` would compile a pattern for each file that is written, and keep it
+            if name.startswith(start):
+                with suppress(OSError):
+                    os.unlink(folder / name)
 
 
 def write_text(target: Path, text: str, *, durable: bool, mode: int = PRIVATE) -> None:

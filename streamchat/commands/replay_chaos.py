@@ -22,7 +22,6 @@ from streamchat.replay.chaos.kinds import KINDS
 from streamchat.replay.run import RunFolder, Totals
 
 if TYPE_CHECKING:
-    from streamchat.replay.chaos.injector import Injector
     from streamchat.replay.chaos.link import Link
     from streamchat.replay.chaos.supervisor import Command, Supervisor
     from streamchat.replay.runner import FinishedRun, Plan, Runner
@@ -176,11 +175,12 @@ def run_measured(args: argparse.Namespace, plan: Plan) -> int:
 
     runner.run.engine.subscribe(report_model)
     runner.run.engine.subscribe(injector.observe)
+    runner.run.at_end = injector.close  # so that there is room for what closing saves
     has_app = not args.chaos_check and sys.stdin.isatty() and sys.stdout.isatty()
     if has_app:
-        _run_in_app(runner, plan.configuration, injector, link)
+        _run_in_app(runner, plan.configuration, link)
     else:
-        _run_plain(runner, injector)
+        _run_plain(runner)
     if args.chaos_check:
         runner.close()
         return ExitCode.OK
@@ -192,19 +192,17 @@ def run_measured(args: argparse.Namespace, plan: Plan) -> int:
     return judged.exit_code
 
 
-def _run_plain(runner: Runner, injector: Injector) -> None:
+def _run_plain(runner: Runner) -> None:
     with on_signals((signal.SIGTERM,), lambda _: runner.run.stop.set()):
         runner.run.run()
-    injector.close()
 
 
-def _run_in_app(runner: Runner, configuration: Configuration, injector: Injector, link: Link) -> None:
+def _run_in_app(runner: Runner, configuration: Configuration, link: Link) -> None:
     """Run on a separate thread with the app in front, which ends with SIGTERM."""
     done = threading.Event()
 
     def work() -> None:
         runner.run.run(started=True)
-        injector.close()  # so that there is room for what closing saves
         done.set()
         link.send("finished", runner.run.totals.turns)
 

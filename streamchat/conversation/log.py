@@ -37,7 +37,7 @@ class TurnStart:
     """Runs of log indices that were recalled for the turn before."""
 
 
-@dataclass
+@dataclass(slots=True)
 class TurnRecord:
     """One turn and its position in the token log."""
 

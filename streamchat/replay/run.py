@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,6 +160,8 @@ class Run:
     session: str = ""
     elapsed_before_s: float = 0.0
     """Seconds that the earlier processes of the run took."""
+    at_end: Callable[[], None] = lambda: None
+    """Called after the last turn, before the turns file is closed, which may still lack rows."""
     resumed_at: int | None = None
     """Number of logged turns of the resumed conversation; later turns are undone first."""
     _events: queue.SimpleQueue[ev.Event] = field(default_factory=queue.SimpleQueue)
@@ -190,7 +192,9 @@ class Run:
         if self.resumed_at is None and not self._wait_for(ev.ModelReady):
             return
         self._began = time.monotonic()
-        with closing(TurnLog(self.folder.turns, self._report)) as log:
+        with ExitStack() as files:
+            log = files.enter_context(closing(TurnLog(self.folder.turns, self._report)))
+            files.callback(self.at_end)
             for step in self.steps:
                 if self.stop.is_set() or (self.time_limit_s is not None and self._elapsed_s >= self.time_limit_s):
                     return

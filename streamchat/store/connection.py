@@ -15,6 +15,9 @@ from pathlib import Path
 from streamchat.store.failures import is_busy
 
 BUSY_TIMEOUT_S = 10.0
+LOG_BYTES = 4_000_000
+"""Size to which the write-ahead log shrinks once it is checkpointed. SQLite checkpoints it at 1,000 pages, about this
+size, but while another program reads, it grows."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -30,6 +33,7 @@ def connect(path: Path) -> sqlite3.Connection:
         # one text that is not valid UTF-8 must not make all others unreadable
         connection.text_factory = lambda data: data.decode("utf-8", "replace")
         _use_wal(connection)
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")

@@ -63,11 +63,16 @@ class HealthReport:
 def examine(path: Path) -> HealthReport:
     """Check the database at `path`, of any version; reads all of it.
 
+    A file without any table is intact and has no sessions: the process that created it was killed before it created the
+    tables, and the next `Store` does that.
+
     Raises:
         StoreError: The file cannot be read at all.
     """
     with as_store_errors(path), closing(connect(path)) as connection:
         problems = problems_of(connection)
+        if not problems and _has_no_tables(connection):
+            return HealthReport([])
         try:
             counts = connection.execute(
                 "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM turns)"
@@ -75,6 +80,10 @@ def examine(path: Path) -> HealthReport:
         except SQLITE_ERRORS as error:
             return HealthReport(problems or [text_of(error)])
         return HealthReport(problems, counts[0], counts[1])
+
+
+def _has_no_tables(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone() is None
 
 
 def is_repairable(problems: list[str]) -> bool:

@@ -16,10 +16,12 @@ from rich.text import Text
 from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
+from textual.css.query import NoMatches
 from textual.driver import Driver
 from textual.notifications import Notify
 from textual.screen import Screen
 from textual.theme import Theme, ThemeProvider
+from textual.widget import MountError
 
 from streamchat.base import events as ev
 from streamchat.base.colors import is_color_forbidden
@@ -44,6 +46,7 @@ from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.state import ChatState
 from streamchat.tui.terminal import guarded_driver, guarded_terminal
 from streamchat.tui.themes import remember_theme, remembered_theme, unknown_theme, user_themes
+from streamchat.tui.type_ahead import TypeAhead
 from streamchat.web.launch import SESSION_META, in_browser
 
 SWITCH_INTERVAL_S = 0.0001
@@ -91,6 +94,7 @@ class StreamchatApp(App[int]):
         add_app_commands(self, self._chat)
         self._leaving = Leaving(self, engine, self._bridge)
         self._collections = CollectionPace()
+        self._type_ahead = TypeAhead(self, super().on_event)
         self._attention = AttentionCall(
             lambda: engine.settings, lambda: not self.app_focus and self.state.outbox.phase is Phase.IDLE
         )
@@ -111,6 +115,13 @@ class StreamchatApp(App[int]):
     def keys_of(self, key_id: str) -> str:
         """The configured keys for a key id."""
         return self._configuration.keys.get(key_id, BY_ID[key_id].keys)
+
+    async def on_event(self, event: events.Event) -> None:
+        """Handle keys and pastes in order, also while a dialog opens or closes."""
+        if isinstance(event, events.Key | events.Paste) and not event.is_forwarded:
+            await self._type_ahead.put(event)
+        else:
+            await super().on_event(event)
 
     # --- startup --------------------------------------------------------------------------------------------
 
@@ -192,6 +203,13 @@ class StreamchatApp(App[int]):
         mark(FAILED + one_line(event.message))
         if event.details:
             log_file.log_crash(event.details)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """End the app with an error, unless an exit has removed a widget, or not created it, for which it looks."""
+        if self._exit and isinstance(error, NoMatches | MountError):
+            logging.getLogger(__name__).info("while the app exits: %s", error)
+            return
+        super()._handle_exception(error)
 
     def _fatal_error(self) -> None:
         """Handle a bug in the app: print one sentence after the terminal is restored instead of Textual's traceback."""

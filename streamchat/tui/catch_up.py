@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streamchat.base import events as ev
-from streamchat.frontend.messages import recalled_sentence, turn_figures
+from streamchat.frontend.messages import eviction_sentence, recalled_sentence, turn_figures
 from streamchat.frontend.presenter import merge_evictions, was_cut
 from streamchat.tui.transcript import FinishedTurn
 
@@ -77,6 +77,6 @@ def _finished_turn(inside: Sequence[ev.Event]) -> FinishedTurn:
         finished.reply,
         turn_figures(finished),
         was_cut(finished.finish_reason),
-        tuple((event, after) for after, event in evicted.items()),
+        tuple((eviction_sentence(event), after) for after, event in evicted.items()),
         tuple(recalled_sentence(event) for event in inside if isinstance(event, ev.TurnsRecalled)),
     )

@@ -10,13 +10,14 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.driver import Driver
-from textual.widgets import DataTable, Footer
+from textual.widgets import DataTable
 
 from streamchat.base.errors import ExitCode, StoreError
 from streamchat.base.formatting import human_when
 from streamchat.base.sanitize import one_line
 from streamchat.frontend.watch import MonitoredSession, Watcher, monitored_sessions
 from streamchat.tui.terminal import guarded_driver
+from streamchat.tui.widgets.key_hints import KeyHints
 from streamchat.tui.widgets.status_line import StatusLine
 from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.text import Verbatim
@@ -66,7 +67,7 @@ class MonitorApp(App[int]):
                 yield DataTable(id="all", cursor_type="row", zebra_stripes=True)
             yield StatusPanel(id="sidebar")
         yield StatusLine(id="status-line")
-        yield Footer()
+        yield KeyHints()
 
     def on_mount(self) -> None:
         """Update now and then every second."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
-from streamchat.base.events import TokensEvicted
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FinishedTurn:
     """One finished turn."""
 
@@ -19,8 +17,8 @@ class FinishedTurn:
     """The line under the reply."""
     cut: bool
     """The reply was cut off: stopped, or at the token limit."""
-    evictions: tuple[tuple[TokensEvicted, bool], ...] = ()
-    """(eviction, whether it happened after the reply started) pairs."""
+    evictions: tuple[tuple[str, bool], ...] = ()
+    """(sentence, whether the eviction happened after the reply started) pairs. The event itself has the whole cache."""
     recalls: tuple[str, ...] = ()
     """Sentences about turns that were recalled for it."""
 

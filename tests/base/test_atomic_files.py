@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -77,6 +79,15 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, name: str
     with pytest.raises(KeyboardInterrupt):
         stopped_half_way()
     assert (target.read_text(encoding="utf-8"), os.listdir(tmp_path)) == ("old", [name])
+
+
+def test_nothing_is_kept_for_a_written_file(tmp_path: Path) -> None:
+    """Each file had a pattern of its own, to find what was left of it: compiled and kept."""
+    write_text(tmp_path / "file", "", durable=False)
+    patterns = sum(isinstance(each, re.Pattern) for each in gc.get_objects())
+    for _ in range(20):
+        write_text(tmp_path / "file", "", durable=False)
+    assert sum(isinstance(each, re.Pattern) for each in gc.get_objects()) == patterns
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

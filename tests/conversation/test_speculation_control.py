@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from streamchat.config.loader import Configuration
@@ -264,6 +265,20 @@ def test_the_index_grows_with_the_text_and_stays_in_bounds(monkeypatch: pytest.M
         assert index._slots >= min(4096, 2 * len(log))
     log.append(text[-500:-400])
     assert index.find(log, text[-400]) == Match(len(text) - 399, LONGEST)
+
+
+def test_the_index_of_a_very_long_text_has_a_fixed_size() -> None:
+    log, index = TokenLog(), NgramIndex()
+    sizes = []
+    for seed in range(4):
+        log.append(np.random.default_rng(seed).integers(0, 50_000, 200_000).tolist())
+        index.update(log)
+        sizes.append(sum(len(table) * table.itemsize for table in index._tables.values()))
+    assert sizes == [3 << 20] * 4
+    assert index.find(log, 0) is None
+    recent = log.ids[-10_010:-10_000].tolist()
+    log.append(recent[:-1])
+    assert index.find(log, recent[-1]) == Match(799_999 - 10_000 + 1, 10)
 
 
 def test_a_continuation_repeats_itself_past_the_end_of_the_text() -> None:

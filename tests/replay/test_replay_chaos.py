@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,6 +23,7 @@ import pytest
 
 from streamchat.cli import main as cli
 from streamchat.commands import replay_chaos
+from streamchat.replay.chaos import terminal
 from streamchat.replay.chaos.check import check_kept
 from streamchat.replay.chaos.injector import digest
 from streamchat.replay.chaos.kind import Target
@@ -36,12 +38,13 @@ from streamchat.replay.chaos.log import ChaosLog, read_log
 from streamchat.replay.chaos.plan import FIRST_TURN, moments
 from streamchat.replay.chaos.slopes import Slope, slopes
 from streamchat.replay.chaos.terminal import Terminal
+from streamchat.replay.run import Run
 from streamchat.replay.turn_log import TurnLog
 from streamchat.telemetry.metrics import Metrics
 from tests.support.replay_runs import TURNS, Ran
 from tests.support.replay_runs import replay as replay  # a fixture
 from tests.support.replay_runs import tiny as tiny
-from tests.support.stand_in_replay import command
+from tests.support.stand_in_replay import start
 from tests.support.tiny import tiny_model
 from tests.support.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
 
@@ -216,10 +219,12 @@ def test_rows_that_never_find_room_are_reported(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("last", [7, 11])
 def test_a_run_survives_a_disk_that_fills_and_empties(
-    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
-    """It ended with an unexpected error at the first row that could not be written."""
+    """It ended with an unexpected error at the first row that could not be written. If the disk is emptied only after
+    the last turn, the rows are written then; the turns file lacked them."""
     disk, turns = FullDisk(), 0
     flush = os.fsync
 
@@ -234,11 +239,18 @@ def test_a_run_survives_a_disk_that_fills_and_empties(
 
     def appended(self: TurnLog, row: dict[str, Any]) -> None:
         append(self, row)
-        if row["index"] == 7:
+        if row["index"] == last < len(TURNS) - 1:
             disk.end()
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(TurnLog, "append", appended)
+    init = Run.__post_init__
+
+    def created(self: Run) -> None:
+        init(self)
+        self.at_end = disk.end
+
+    monkeypatch.setattr(Run, "__post_init__", created)
     try:
         ran = replay(TURNS)
     finally:
@@ -428,7 +440,8 @@ def test_a_run_with_chaos_loses_nothing(
     tokenizer.save_pretrained(model)
     script, folder = tmp_path / "script", tmp_path / "run"
     script.write_text("\n".join(TURNS))
-    monkeypatch.setattr(replay_chaos, "COMMAND", command)
+    monkeypatch.setattr(replay_chaos, "COMMAND", list)
+    monkeypatch.setattr(terminal, "subprocess", SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
     code = cli.main(
         ["replay", str(script), "--out", str(folder), "--model", str(model), "--kernels", "torch", "--cache-size",
          "128", "--max-new-tokens", "10", "--max-turns", "8", "--seed", "1", "--chaos", "118"]

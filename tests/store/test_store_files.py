@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ import pytest
 from streamchat.base.errors import StoreError
 from streamchat.store import database as databases
 from streamchat.store import failures
+from streamchat.store.connection import LOG_BYTES, connect, create_private
 from streamchat.store.database import acquire, release
-from streamchat.store.health import examine
+from streamchat.store.health import HealthReport, examine
 from streamchat.store.store import Store
 from tests.support.saved_sessions import a_session, a_turn
 
@@ -153,6 +155,27 @@ def test_closing_a_deleted_database_leaves_the_new_one_alone(path: Path) -> None
         assert examine(new.path).problems == []
 
 
+@pytest.mark.parametrize("is_database", [False, True])
+def test_a_file_without_tables_is_a_new_database(path: Path, is_database: bool) -> None:
+    """A process was killed after it had created the file, or SQLite had written its header, and before any table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    create_private(path)
+    if is_database:
+        connect(path).close()
+    assert examine(path) == HealthReport([])
+    with Store(path) as store:
+        assert store.sessions() == []
+        a_session(store)
+    assert examine(path).sessions == 1
+
+
+def test_a_database_of_another_program_is_no_new_one(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE recipes (id)")
+    assert examine(path).problems == ["no such table: sessions"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="modes")
 def test_a_missing_file_is_created_private_and_once(path: Path) -> None:
     umask = os.umask(0)
@@ -240,6 +263,20 @@ def test_reading_does_not_wait_for_a_writer_that_waits(path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_write_ahead_log_shrinks_after_a_long_reader(path: Path) -> None:
+    with Store(path) as store, closing(connect(path)) as other:
+        session = a_session(store)
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM sessions").fetchone()
+        log = Path(f"{path}-wal")
+        while log.stat().st_size < 2 * LOG_BYTES:  # cannot be checkpointed while the other one reads
+            store.change(session, [("title", "x" * 400_000)], {})
+        other.execute("ROLLBACK")
+        for _ in range(3):
+            store.change(session, [("title", "y")], {})
+        assert log.stat().st_size <= LOG_BYTES
+
+
 def test_a_forked_process_opens_it_anew(path: Path) -> None:
     code = f"""
 import os, sys

@@ -1,43 +1,30 @@
-"""`streamchat` on the stand-in for a GPU: `python -m tests.support.stand_in_replay ARGUMENT...`."""
+"""The processes of `streamchat replay --chaos` on the stand-in for a GPU."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from streamchat.cli import main as cli
+from streamchat.decode.install import install_captured
+from streamchat.models import checked_step
+from tests.support.forked_process import ForkedProcess
 from tests.support.recorded_graphs import RecordedGraphs
 
 
-def command(arguments: Sequence[str]) -> list[str]:
-    """The command line of a process with these arguments, for the supervisor of a run with chaos."""
-    return [sys.executable, "-m", "tests.support.stand_in_replay", *arguments]
+def start(command: Sequence[str], **options: Any) -> ForkedProcess:
+    """Start a process whose command line is the arguments of `streamchat`, in place of `subprocess.Popen`."""
+    return ForkedProcess(_main, command, **options)
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command; the supervisor's own process needs no stand-in."""
-    from streamchat.cli import main as cli
-    from streamchat.commands import replay_chaos
-
-    setattr(replay_chaos, "COMMAND", command)  # noqa: B010 - for mypy
-    if "--chaos-link" in arguments:
-        _use_recorded_graphs()
+def _main(arguments: list[str]) -> int:
+    """Capture the steps of every loaded model as on CUDA, with recorded operations, and run the command."""
+    setattr(checked_step, "install", _install)  # noqa: B010 - for mypy
     return int(cli.main(arguments))
 
 
-def _use_recorded_graphs() -> None:
-    """Capture the steps of every loaded model as on CUDA, with recorded operations."""
-    from streamchat.decode.install import install_captured
-    from streamchat.models import checked_step
-
-    def install(model: Any, kernels: Any, decode: Any = "auto") -> bool:
-        del kernels
-        if not install_captured(model, RecordedGraphs().record, decode):
-            raise AssertionError("the model has no captured step")
-        return False  # the captured step checks itself
-
-    setattr(checked_step, "install", install)  # noqa: B010
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _install(model: Any, kernels: Any, decode: Any = "auto") -> bool:
+    del kernels
+    if not install_captured(model, RecordedGraphs().record, decode):
+        raise AssertionError("the model has no captured step")
+    return False  # the captured step checks itself

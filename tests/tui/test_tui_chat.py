@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -262,7 +263,8 @@ async def test_evictions_are_said_and_fade() -> None:
         assert last.query_one(ReplyWidget).has_class("-partial")
         assert last.query_one(UserMessage).has_class("-evicted")
         assert "turn 4 is now only partly in context" in driver.evictions[-1]
-        counted = sum(event.count for turn in driver.turns for event in turn.evictions)
+        sentences = "".join(sentence for turn in driver.turns for sentence in turn.evictions)
+        counted = sum(int(count) for count in re.findall(r"\((\d+) tokens? evicted", sentences))
         assert counted == driver.board.cache.tokens_evicted
 
 

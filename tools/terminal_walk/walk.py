@@ -151,8 +151,8 @@ class Walk:
     def _probe(self) -> None:
         """Type a word: it must be on the screen in time, whatever happened before.
 
-        A word that is typed while a dialog opens or closes goes to the dialog and is lost with it. The walk then
-        types it again, as a user would.
+        A command may open a dialog while the word is typed, so that input and dialog each get a part of it. The walk
+        then types it again, as a user would.
         """
         self._settle()
         self._words += 1
@@ -184,9 +184,12 @@ class Walk:
         if not self.terminal.is_alive():
             self._check_end(0)
             return
-        for _ in range(10):  # Ctrl+D ends the prompt only if nothing was typed while a reply was stopped
-            self.terminal.send(b"\x11" if self._front_end == "app" else b"\x04")
-            if self.terminal.wait(lambda: not self.terminal.is_alive(), 3):
+        # Ctrl+D ends the prompt only if nothing was typed while a reply was stopped. Ctrl+Q ends the app, which may
+        # take long while a model is loaded; a Ctrl+C that comes after the terminal was restored would kill it
+        key, seconds = (b"\x11", HANG_S) if self._front_end == "app" else (b"\x04", 3)
+        for _ in range(10):
+            self.terminal.send(key)
+            if self.terminal.wait(lambda: not self.terminal.is_alive(), seconds):
                 break
             self._settle()
         self._check_end(0)

@@ -14,8 +14,9 @@ LENGTHS = (8, 4, 2)
 """Lengths of the indexed n-grams, longest first: a longer one has fewer continuations."""
 LONGEST = 32
 """Matched tokens are counted up to this number."""
-FEWEST_SLOTS, MOST_SLOTS = 1 << 14, 1 << 20
-"""Slots per table of positions, 4 bytes each. A table has two slots per token of the text, up to `MOST_SLOTS`."""
+FEWEST_SLOTS, MOST_SLOTS = 1 << 14, 1 << 18
+"""Slots per table of positions, 4 bytes each. A table has two slots per token of the text, up to `MOST_SLOTS`: 3 MB for
+all tables. In a longer text, later n-grams replace most of those from more than `MOST_SLOTS` tokens ago."""
 BULK = 32
 """From this number of new tokens on, NumPy hashes them."""
 _FACTOR, _MIXER, _MASK = 0x9E3779B1, 0x85EBCA6B, 0xFFFFFFFF

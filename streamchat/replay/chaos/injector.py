@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ AFTER_TURN = 10**9
 
 
 class Injector:
-    """Observes the events of a run, on the engine's thread.
+    """Observes the events of a run, on the engine's thread. Any thread may close it.
 
     Args:
         seed: Seed of the plan; None disturbs nothing.
@@ -35,6 +36,7 @@ class Injector:
         """Turn after which a kind ends."""
         self._turn_began = self._quiet_from = time.monotonic()
         self._cached = {"tokens": 0, "cached": ""}
+        self._lock = threading.Lock()
 
     def is_disturbed(self) -> bool:
         """Return whether a disturbance may have slowed down the current turn."""
@@ -42,6 +44,10 @@ class Injector:
 
     def observe(self, event: ev.Event) -> None:
         """Apply the disturbances that are due; report finished turns and notices."""
+        with self._lock:
+            self._observe(event)
+
+    def _observe(self, event: ev.Event) -> None:
         match event:
             case ev.TurnStarted():
                 self._turn, self._pieces, self._turn_began = self._turn + 1, 0, time.monotonic()
@@ -103,11 +109,12 @@ class Injector:
                 each[1].end()
 
     def close(self) -> None:
-        """End all disturbances of this process."""
-        self._seed, self._due, self._ends = None, [], []
-        for kind in self._kinds:
-            if isinstance(kind, Inside):
-                kind.end()
+        """End all disturbances of this process; none follows."""
+        with self._lock:
+            self._seed, self._due, self._ends = None, [], []
+            for kind in self._kinds:
+                if isinstance(kind, Inside):
+                    kind.end()
 
 
 def digest(text: str) -> str:

@@ -12,7 +12,6 @@ from textual.containers import Horizontal, Vertical
 from textual.css.query import NoMatches
 from textual.timer import Timer
 from textual.widget import MountError
-from textual.widgets import Footer
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
@@ -31,6 +30,7 @@ from streamchat.tui.state import ChatState
 from streamchat.tui.transcript import FinishedTurn
 from streamchat.tui.widgets.context_map import ContextMap
 from streamchat.tui.widgets.conversation import Conversation
+from streamchat.tui.widgets.key_hints import KeyHints
 from streamchat.tui.widgets.status_line import StatusLine
 from streamchat.tui.widgets.status_panel import StatusPanel
 
@@ -69,7 +69,7 @@ class ChatScreen(CommandScreen):
                 yield self._composer
             yield StatusPanel(id="sidebar")
         yield StatusLine(id="status-line")
-        yield Footer()
+        yield KeyHints()
 
     async def on_mount(self) -> None:
         """Show what is known before the first event."""

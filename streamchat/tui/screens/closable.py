@@ -12,14 +12,15 @@ class Closable(LatestSize):
     """Mixin for screens: ignores what arrives after the screen was closed. It stands before the class of Textual.
 
     Escape may be handled before the screen was drawn, or before the letters that were typed just before it, above all
-    on a busy machine. The widgets are then gone, and a handler that looks for them would end the app.
+    on a busy machine. The app may exit before the screen was drawn. The widgets are then gone, or are never created,
+    and a handler that looks for them would end the app with an error.
     """
 
     @property
     def is_gone(self) -> bool:
-        """Whether the screen was closed."""
+        """Whether the screen was closed, or the app exits."""
         stack: list[object] = [*self.app.screen_stack]
-        return self not in stack
+        return self not in stack or self.app._exit
 
     async def _dispatch_message(self, message: Message) -> None:
         # what bubbles comes from widgets; what does not, such as `Unmount`, removes the screen

@@ -22,19 +22,23 @@ class Line(Verbatim):
 
 
 class EvictionLine(Verbatim):
-    """An eviction notice; consecutive evictions are merged."""
+    """An eviction notice; consecutive evictions are merged.
 
-    def __init__(self, event: TokensEvicted, *, after: bool = False) -> None:
-        self.event = event
-        super().__init__(self._sentence(), classes="-after" if after else None)
+    Args:
+        event: The eviction; only its sentence if no other one is merged.
+        after: Whether it happened after the reply started.
+    """
+
+    def __init__(self, event: TokensEvicted | str, *, after: bool = False) -> None:
+        self._event = None if isinstance(event, str) else event
+        self.sentence = event if isinstance(event, str) else eviction_sentence(event)
+        super().__init__(f"┄ {self.sentence}", classes="-after" if after else None)
 
     def add(self, event: TokensEvicted) -> None:
         """Merge another eviction into this line."""
-        self.event = merge_evictions(self.event, event)
-        self.show(self._sentence())
-
-    def _sentence(self) -> str:
-        return f"┄ {eviction_sentence(self.event)}"
+        self._event = merge_evictions(self._event, event)
+        self.sentence = eviction_sentence(self._event)
+        self.show(f"┄ {self.sentence}")
 
 
 class RecallLine(Verbatim):

@@ -83,9 +83,9 @@ class Turn(Column, OneLayout, Sleeper):
         return self._figures.text
 
     @property
-    def evictions(self) -> list[TokensEvicted]:
-        """Evictions during this turn, as shown."""
-        return [line.event for line in self._evictions]
+    def evictions(self) -> list[str]:
+        """Sentences about the evictions during this turn, as shown."""
+        return [line.sentence for line in self._evictions]
 
     def set_number(self, number: int) -> None:
         """Set the number after the engine accepted the message."""
@@ -126,7 +126,7 @@ class Turn(Column, OneLayout, Sleeper):
     @property
     def finished_turn(self) -> FinishedTurn:
         """The finished turn as data."""
-        evictions = tuple((line.event, line.has_class("-after")) for line in self._evictions)
+        evictions = tuple((line.sentence, line.has_class("-after")) for line in self._evictions)
         cut = self._figures.has_class("-cut")
         raw = self._reply.raw if self._reply else ""
         return FinishedTurn(self.number, self.text, raw, self.figures_text, cut, evictions, tuple(self._recalls))
@@ -134,18 +134,18 @@ class Turn(Column, OneLayout, Sleeper):
     async def restore(self, past: FinishedTurn) -> None:
         """Show the finished turn `past`; call it right after mounting."""
         self.number = past.number
-        for event, after in past.evictions:
+        for sentence, after in past.evictions:
             if not after:
-                await self._mount_eviction(EvictionLine(event))
+                await self._mount_eviction(EvictionLine(sentence))
         for sentence in past.recalls:
             await self.add_recall(sentence)
         if past.reply:
             self._reply = Reply(self._model, self._thinking)
             await self.mount(self._reply, before=self._figures)
             await self._reply.finish(past.reply)
-        for event, after in past.evictions:
+        for sentence, after in past.evictions:
             if after:
-                await self._mount_eviction(EvictionLine(event, after=True))
+                await self._mount_eviction(EvictionLine(sentence, after=True))
         self._figures.set_class(past.cut, "-cut")
         self._figures.show(past.figures)
         self._mark_messages()
