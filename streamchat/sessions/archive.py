@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
     from streamchat.conversation.log import TurnRecord
     from streamchat.sessions.evicted_archive import EvictedArchive
-    from streamchat.sessions.fork import Forked
     from streamchat.sessions.recorder import Recorder
     from streamchat.sessions.resume import ResumeResult
     from streamchat.store.lock import SessionLock
@@ -389,8 +388,8 @@ class Archive:
             _log.warning("the saved turns could not be read", exc_info=True)
             return {}
 
-    def fork(self, active: StartedConversation, at: int, turns: int) -> Forked:
-        """Save the first `turns` turns of the active conversation as a fork of its session, which does not change.
+    def fork(self, active: StartedConversation, at: int, turns: int) -> str:
+        """Save the first `turns` turns as a fork of the session, which does not change, and return the id of the fork.
 
         Args:
             active: The conversation.
@@ -452,7 +451,10 @@ def _resumed(
     )
     id_, title = ("", "") if info is None else (info.id, info.title)
     prompt = conversation.settings.system_prompt
-    return ev.ConversationResumed(id_, title, turns, conversation.state(), active.info, prompt, 0.0)
+    parent, at = (None, None) if info is None else (info.parent, info.parent_turn)
+    return ev.ConversationResumed(
+        id_, title, turns, conversation.state(), active.info, prompt, 0.0, parent=parent or "", parent_turn=at or 0
+    )
 
 
 def _saved_turn(
