@@ -92,7 +92,8 @@ class RankedChat:
     """The text of a chat that states `facts`, with `spacing` other turns after each, and the indices of its words."""
 
     def __init__(self, tokenizer: Any, facts: Sequence[Fact], filler: Iterator[tuple[str, str]], spacing: int) -> None:
-        log, self._whole = TokenLog(), PassageIndex()
+        self.log, self._whole = TokenLog(), PassageIndex()
+        log = self.log
         self.turn_of: dict[str, int] = {}
         """Statement of a fact -> its turn."""
         for fact in facts:
