@@ -87,7 +87,7 @@ class Rewind:
 
 @dataclass(frozen=True)
 class Fork:
-    """Continue after turn `turn` in a new session: a `Notice`, then events as for `OpenSession`.
+    """Continue after turn `turn` in a new session: events as for `OpenSession`.
 
     The current session does not change. If it cannot be forked, the only event is a `Notice` that says why.
     """

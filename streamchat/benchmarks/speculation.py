@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -15,6 +14,7 @@ from streamchat.base.devices import device_type
 from streamchat.base.errors import ConfigError, StreamchatError
 from streamchat.base.formatting import plural
 from streamchat.base.progress import Progress
+from streamchat.benchmarks.attached import attached
 from streamchat.benchmarks.decode import Clock
 from streamchat.benchmarks.loading import about, heading
 from streamchat.config.loader import Configuration
@@ -152,25 +152,17 @@ class TimedChat:
         """Clear the conversation, and sample with these settings."""
         chat = self.conversation
         chat.settings = replace(chat.settings, temperature=temperature, seed=seed)
-        with self._attached():
+        with attached(self.conversation):
             chat.start_over(chat.encoder.format)
             chat.reseed()
 
     def reply(self, message: str) -> str:
         """Decode a reply, and add its tokens and seconds."""
-        with self._attached():
+        with attached(self.conversation):
             outcome = self.conversation.run_turn(message, lambda: False)
         self.tokens += outcome.new_tokens
         self.seconds += self._clock() - self._decoding_since
         return outcome.reply
-
-    @contextmanager
-    def _attached(self) -> Iterator[None]:
-        self.conversation.reopen()
-        try:
-            yield
-        finally:
-            self.conversation.close()
 
 
 def measure(chats: Mapping[Speculation, TimedChat], text: str, temperature: float, rounds: int) -> SpeculationFigures:

@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="maximum distance that is also measured without eviction; 0 = none (default: 3000)",
     )
-    own.add_argument("--ranked", type=int, default=200, metavar="N", help="facts whose turn is ranked (default: 200)")
+    own.add_argument("--ranked", type=int, default=200, metavar="N", help="questions per kind to rank (default: 200)")
     own.add_argument(
         "--chat-turns", type=int, default=100, metavar="N", help="turns of ordinary chat; 0 = none (default: 100)"
     )

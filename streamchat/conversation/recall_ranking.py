@@ -55,7 +55,7 @@ class Match:
 
 def rank(message: str, index: PassageIndex) -> list[Match]:
     """Return the passages of `index` that match the message, the best one first."""
-    weights = _weights(message)
+    weights = content_words(message)
     if not weights or not index.count:
         return []
     scores: dict[int, float] = {}
@@ -81,8 +81,8 @@ def rank(message: str, index: PassageIndex) -> list[Match]:
     return sorted(matches, key=lambda match: (-match.score, -match.passage))
 
 
-def _weights(message: str) -> dict[str, float]:
-    """Return the words of the message that count, with their weights."""
+def content_words(message: str) -> dict[str, float]:
+    """Return the words of a message that count for its rank, with their weights."""
     words = words_of(message)
     if len(words) > MOST_WORDS:
         words = [*words[: MOST_WORDS // 2], *words[-MOST_WORDS // 2 :]]

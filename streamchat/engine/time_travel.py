@@ -53,7 +53,7 @@ class TimeTravel:
             raise ConfigError(f"turn {number} is the newest one, so there is nothing to rewind")
         kept_as = ""
         if self._archive.session is not None:
-            kept_as = self._fork(number, count)[0]
+            kept_as = self._fork(number, count)
         elif not drop:
             later = f"turn {count}" if number + 1 == count else f"turns {number + 1} to {count}"
             raise ConfigError(
@@ -81,24 +81,13 @@ class TimeTravel:
             ConfigError: There is no such turn, or the conversation is not saved.
         """
         count = self._count(number)
-        number = number or count
-        parent = self._archive.session
-        session, has_cache = self._fork(number, number)
-        how = "with the cache as it was then" if has_cache else "and its context is prefilled again"
-        self._emit(
-            ev.Notice(
-                f"{session} is a fork of {parent} after turn {number}, {how}; /resume {parent} continues with "
-                f"{plural(count, 'turn')}."
-            )
-        )
-        self._open_session(session)
+        self._open_session(self._fork(number or count, number or count))
 
-    def _fork(self, at: int, turns: int) -> tuple[str, bool]:
+    def _fork(self, at: int, turns: int) -> str:
         try:
-            forked = self._archive.fork(self._host.active, at, turns)
+            return self._archive.fork(self._host.active, at, turns)
         except StoreError as error:
             raise ConfigError(str(error)) from error
-        return forked.session, forked.has_cache
 
     def _count(self, number: int) -> int:
         """Return the number of turns.

@@ -214,13 +214,15 @@ def cleared_sentence(event: ev.ConversationCleared) -> str:
 
 
 def resumed_sentence(event: ev.ConversationResumed) -> str:
-    """Which session was resumed, and how its cache was restored."""
-    title, cached = one_line(event.title), plural(event.cache.length, "token")
+    """Which session was resumed, of which one it is a fork, and how its cache was restored."""
+    name, cached = f"“{one_line(event.title)}” ({event.session})", plural(event.cache.length, "token")
+    if event.parent:
+        name += f", a fork of {event.parent} after turn {event.parent_turn},"
     if not event.seconds and not event.prefilled:  # a server had it open
-        return f"“{title}” ({event.session}) opened at turn {len(event.turns)}; {cached} cached."
+        return f"{name} opened at turn {len(event.turns)}; {cached} cached."
     seconds = human_seconds(event.seconds)
     how = "prefilled again" if event.prefilled else f"restored in {seconds} without prefill"
-    return f"“{title}” ({event.session}) resumed at turn {len(event.turns)}; {cached} cached, {how}."
+    return f"{name} resumed at turn {len(event.turns)}; {cached} cached, {how}."
 
 
 def imported_lines(numbered: Iterable[tuple[int, ImportedSession]]) -> Iterator[str]:

@@ -19,7 +19,6 @@ from streamchat.sessions.upkeep import Upkeep
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.assemble import StartedConversation
     from streamchat.sessions.evicted_archive import EvictedArchive
-    from streamchat.sessions.fork import Forked
     from streamchat.sessions.recorder import Recorder
     from streamchat.sessions.resume import ResumeResult
     from streamchat.store.lock import SessionLock
@@ -388,8 +387,8 @@ class Archive:
             _log.warning("the saved turns could not be read", exc_info=True)
             return {}
 
-    def fork(self, active: StartedConversation, at: int, turns: int) -> Forked:
-        """Save the first `turns` turns of the active conversation as a fork of its session, which does not change.
+    def fork(self, active: StartedConversation, at: int, turns: int) -> str:
+        """Save the first `turns` turns as a fork of the session, which does not change, and return the id of the fork.
 
         Args:
             active: The conversation.

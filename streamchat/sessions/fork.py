@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from streamchat.base.errors import StoreError
 from streamchat.cache import checkpoint
@@ -19,19 +19,8 @@ from streamchat.store.store import Store
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Forked:
-    """A new fork."""
-
-    session: str
-    has_cache: bool
-    """Whether its cache was saved, equal to the bit. If not, resuming it needs a prefill."""
-
-
-def fork(
-    store: Store, session: str, conversation: Conversation, identity: ModelIdentity, at: int, turns: int
-) -> Forked:
-    """Create a fork of a session that is completely saved; see `Archive.fork`.
+def fork(store: Store, session: str, conversation: Conversation, identity: ModelIdentity, at: int, turns: int) -> str:
+    """Create a fork of a session that is completely saved, and return its id; see `Archive.fork`.
 
     The fork is created in one transaction, and its snapshot is written afterwards. If the process is killed in between,
     resuming the fork needs a prefill.
@@ -48,14 +37,12 @@ def fork(
             mark = _mark_after(store, session, conversation, turns)
             past = conversation.rollback.rebuilt(mark, log.turns[turns].start)
     created = store.fork(Fork(session, at, turns, mark))
-    if past is None:
-        return Forked(created, has_cache=False)
-    try:
-        save(store.snapshot_path(created), _snapshot(created, conversation, identity, past))
-    except StoreError:
-        _log.warning("the fork %s has no snapshot", created, exc_info=True)
-        return Forked(created, has_cache=False)
-    return Forked(created, has_cache=True)
+    if past is not None:
+        try:
+            save(store.snapshot_path(created), _snapshot(created, conversation, identity, past))
+        except StoreError:
+            _log.warning("the fork %s has no snapshot", created, exc_info=True)
+    return created
 
 
 def captured(session: str, conversation: Conversation, identity: ModelIdentity) -> Snapshot:

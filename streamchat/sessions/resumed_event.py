@@ -44,7 +44,10 @@ def resumed_event(
     )
     id_, title = ("", "") if info is None else (info.id, info.title)
     prompt = conversation.settings.system_prompt
-    return ev.ConversationResumed(id_, title, turns, conversation.state(), active.info, prompt, 0.0)
+    parent, at = (None, None) if info is None else (info.parent, info.parent_turn)
+    return ev.ConversationResumed(
+        id_, title, turns, conversation.state(), active.info, prompt, 0.0, parent=parent or "", parent_turn=at or 0
+    )
 
 
 def _saved_turn(

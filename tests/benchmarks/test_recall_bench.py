@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from streamchat.base.errors import ConfigError, ExitCode
-from streamchat.benchmarks.recall.filler import MOST_WORDS, make_facts, read_turns
+from streamchat.benchmarks.recall.filler import MOST_WORDS, NOTED, make_facts, read_turns
 from streamchat.benchmarks.recall.forced import ForcedChat
-from streamchat.benchmarks.recall.measure import NOTED, measure_ranks
+from streamchat.benchmarks.recall.ranks import measure_ranks, read_paraphrases
 from streamchat.cli import main as cli
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.conversation.recall_ranking import content_words
+from streamchat.store.passages import PassageIndex
 from tests.support.models_help import save, tiny_llama
 from tests.support.real_engine import tiny_loaded
+from tests.support.toy_tokenizer import toy_tokenizer
 
 BOOK = "It was a quiet morning. Nobody came along the road, and the mill stood still. " * 60
 
@@ -90,12 +93,24 @@ def test_a_score_is_the_negative_log_likelihood() -> None:
     assert scores.is_first == [True, False]
 
 
-def test_ranks_are_counted(files: list[Path]) -> None:
-    chat = ForcedChat(Configuration(Settings(cache_size=192, seed=1), {}, None), tiny_loaded(), 192)
-    ranks = measure_ranks(chat, make_facts(20, 1), read_turns(files, 1), 1)
-    assert (ranks.facts, ranks.turns) == (20, 40)
-    assert ranks.ranked >= 18
-    assert ranks.bm25 >= 18
+def test_ranks_are_counted_by_the_kind_of_question(files: list[Path]) -> None:
+    digits, direct, paraphrased = measure_ranks(toy_tokenizer(), 42, read_turns(files, 1), 2)
+    assert [each.questions for each in (digits, direct, paraphrased)] == [42, 42, 42]
+    assert (digits.turns, direct.turns) == (168, 440)
+    for each in (digits, direct):
+        assert 38 <= each.ranked_first <= each.ranked <= 42
+        assert 34 <= each.bm25_first <= each.bm25 <= 42
+    assert paraphrased.ranked == 0
+    assert paraphrased.bm25 < 21
+
+
+@pytest.mark.parametrize("fact", read_paraphrases(), ids=lambda fact: fact["statement"])
+def test_a_paraphrase_shares_no_content_word_with_its_fact(fact: dict[str, str]) -> None:
+    index = PassageIndex()
+    index.add([fact["statement"]])
+    shared = {kind: [word for word in content_words(fact[kind]) if index.having(word)] for kind in fact}
+    assert shared["direct"]
+    assert shared["paraphrased"] == []
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Random chats: turns, stops, failures, undo, retry, edit, pins, /compact, /clear and resume at other budgets.
+"""Random chats: turns, stops, failures, undo, retry, edit, pins, recalls, /compact, /clear and resume at other budgets.
 
 After each step an independent oracle compares ledger, layers, log, transcript, reported numbers, pins, the database and
 the next logits. `python -m tools.random_chats` runs many more.
@@ -86,6 +86,7 @@ def test_the_chats_cover_what_they_are_for() -> None:
     } <= {step.kind for step in steps}
     assert {"prompt", "reply", "memory", "copy", "crash"} <= {step.stop[0] for step in steps}
     assert {each.kv_dtype for each in plans} == {step.kv_dtype for step in steps} == {"", "int8", "int4"}
+    assert {each.auto_recall for each in plans} == {"off", "on"}
     assert plan(7) == plan(7) != plan(8)
 
 
@@ -149,6 +150,33 @@ def test_turns_are_paged_in_among_undo_pins_and_resumes(
     ]
     chosen = replace(chat_of(200, steps, family), kv_dtype=kv_dtype, archive=archive, rebases=True)
     assert carry_out(chosen, tmp_path).paged >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "kv_dtype", "archive"), [("llama", "", "native"), ("gpt_neox", "int8", "int8")])
+def test_turns_are_recalled_among_undo_pins_and_resumes(
+    family: str, kv_dtype: str, archive: Literal["native", "int8"], tmp_path: Path
+) -> None:
+    """Recalled tokens are never evicted for the reply; the next message makes them the oldest ones again."""
+    undo, ask = Step("undo"), Step("turn", "ask why a dragon", "sing")
+    failed = [replace(ask, stop=("prompt", 1)), replace(ask, stop=("memory", 2))]
+    steps = [
+        *(
+            Step("turn", "why a dragon ask", "little girls sing"),
+            *turns(8, 1),
+            ask,
+            undo,
+            ask,
+            Step("retry", reply="so"),
+        ),
+        *(*turns(1, 1), ask, Step("pin", turn=8), Step("keep", "a quote", turn=2), undo, undo, undo),
+        *(ask, *failed, Step("compact", reply="they sing"), Step("edit", ask.text, "green hills")),
+        *(Step("resume", size=200), *turns(2, 1), ask, undo, Step("resume", size=200, snapshot=False), ask, undo, undo),
+    ]
+    chosen = replace(chat_of(200, steps, family), auto_recall="on", kv_dtype=kv_dtype, archive=archive, rebases=True)
+    chat = carry_out(chosen, tmp_path)
+    assert chat.recalled >= 8
+    assert chat.checked > 20
 
 
 @pytest.mark.slow

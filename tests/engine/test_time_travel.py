@@ -127,6 +127,8 @@ def test_forks_share_the_past_and_never_mix(database: Path) -> None:
         branches: dict[str, dict[int, Tensor]] = {}
         for at in (5, 9):
             session = fork(chat, at)
+            resumed = chat.of(ev.ConversationResumed)[-1]
+            assert (resumed.parent, resumed.parent_turn, len(resumed.turns)) == (parent, at, at)
             past.must_be(at)
             for number in range(8):
                 chat.turn(f"branch {at} goes on with {number}")

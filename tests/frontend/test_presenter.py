@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -35,6 +36,7 @@ def evicted(turn: int, count: int = 120) -> ev.TokensEvicted:
     return ev.TokensEvicted(count, (0, count), (turn,), (turn,), 500, 380, "decode", ev.CacheState(cache_size=512))
 
 
+RESUMED = ev.ConversationResumed("abc", "The sea", (ev.SavedTurn(1, "why?", "so"),), CACHE, INFO, "", 0.25)
 SAMPLES: tuple[ev.Event, ...] = (
     ev.ModelLoading("Fetching tiny", 465_000, 929_000, "bytes"),
     ev.ModelFetching("tiny", "Fetching tiny", 465_000, 929_000, "bytes"),
@@ -57,7 +59,7 @@ SAMPLES: tuple[ev.Event, ...] = (
     ev.SessionOpened("abc"),
     ev.SavingChanged(False),
     ev.ConnectionChanged(False, "the server is gone"),
-    ev.ConversationResumed("abc", "The sea", (ev.SavedTurn(1, "why?", "so"),), CACHE, INFO, "", 0.25),
+    RESUMED,
     ev.TurnStarted(1, "why?", 2),
     ev.PrefillProgress(1, 512, 2048),
     ev.TextDelta(1, "so"),
@@ -100,6 +102,18 @@ def test_every_event_class_is_decided() -> None:
                 "info",
                 "Turn 3 is back in context and pinned: 120 tokens were put back in 4 ms, without a prefill.",
             ),
+        ),
+        (
+            replace(RESUMED, parent="xyz", parent_turn=1),
+            Line(
+                "info",
+                "“The sea” (abc), a fork of xyz after turn 1, resumed at turn 1; 300 tokens cached, restored in 250 ms "
+                "without prefill.",
+            ),
+        ),
+        (
+            replace(RESUMED, parent="xyz", parent_turn=1, seconds=0.0),
+            Line("info", "“The sea” (abc), a fork of xyz after turn 1, opened at turn 1; 300 tokens cached."),
         ),
         (
             ev.TurnsRecalled(9, (3, 5), (5,), 60, ((20, 80),), 0.0042, CACHE),

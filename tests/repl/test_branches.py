@@ -54,3 +54,6 @@ async def test_rewound_turns_leave_the_screen_and_a_fork_replaces_it() -> None:
         await driver.enter("/fork 1")
         await driver.until(lambda: [turn.text for turn in driver.turns] == ["one"])
         assert driver.board.session == "forked"
+        await driver.until(
+            lambda: "“one” (forked), a fork of saved1 after turn 1, resumed at turn 1" in driver.lines[-1]
+        )

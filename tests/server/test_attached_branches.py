@@ -33,6 +33,7 @@ def test_a_rewind_is_seen_by_all_and_a_fork_moves_one(tmp_path: Path) -> None:
             resumed = front.wait(ev.ConversationResumed, moved)
             assert [turn.number for turn in resumed.turns] == [1, 2]
             assert resumed.session == front.attached.session != session
+            assert (resumed.parent, resumed.parent_turn) == (session, 2)
             front.turn("in the fork")
             assert other.turn("in the session").stats.turn == 5
         with attached(api, done.kept_as) as kept:

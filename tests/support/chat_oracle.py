@@ -199,8 +199,14 @@ class Oracle:
     starts: list[int] = field(default_factory=list)
     """Log index at which each turn of `said` begins."""
     pinned: set[int] = field(default_factory=set)
+    recalled: list[int] = field(default_factory=list)
+    """Log indices of the tokens that were recalled for the newest message."""
+    recalled_before: dict[int, list[int]] = field(default_factory=dict)
+    """Those before each turn, as long as the same process runs."""
     moments: dict[int, Moment] = field(default_factory=dict)
     """Before each turn, as far as that is known to the bit."""
+    past: dict[int, Moment] = field(default_factory=dict)
+    """The same from before the cache was filled again: only the archive still has the tokens as they were then."""
     held_before: dict[int, list[int]] = field(default_factory=dict)
     """What was in the cache before each turn."""
     compressions_before: dict[int, int] = field(default_factory=dict)
@@ -220,13 +226,13 @@ class Oracle:
         return self.starts[turn] if turn < len(self.starts) else len(self.tokens.log)
 
     def retained(self, held: list[int]) -> set[int]:
-        """What of `held` never leaves."""
+        """What of `held` never leaves, whatever was recalled."""
         stays = set(held[: self.sinks])
         return stays | {i for i in held if i < self.system or self.turn_of(i) in self.pinned}
 
     def droppable(self, held: list[int]) -> list[int]:
         """What of `held` may leave, in the order in which it does."""
-        retained = self.retained(held)
+        retained = self.retained(held) | set(self.recalled)
         return [i for i in held if i not in retained]
 
     def unpin_for_room(self, held: list[int]) -> list[int]:
@@ -280,15 +286,45 @@ class Oracle:
         require(event.tokens == len(back), "told", event.tokens, "paged in, and it were", len(back))
         self.tokens.page_in(back)
         self.pinned.add(number)
+        self.recalled = []
+
+    def turns_recalled(self, conversation: Any, event: ev.TurnsRecalled, share: float) -> None:
+        """Evicted turns are in context for the running turn: whole, or in part where one does not fit.
+
+        Args:
+            conversation: As it is now.
+            event: What is told of it.
+            share: Of the budget that may be recalled.
+        """
+        held, self.recalled = self.tokens.held, indices(conversation.cache.recalled)
+        require(event.turn == len(self.starts), "recalled for turn", event.turn, "and not", len(self.starts))
+        turns: dict[int, list[int]] = {}
+        for index in self.recalled:
+            turns.setdefault(self.turn_of(index), []).append(index)
+        require(event.turns == tuple(turns), "told turns", event.turns, "recalled, and it were", tuple(turns))
+        require(0 < event.turns[0] <= event.turns[-1] < event.turn, "recalled turns", event.turns)
+        for number, found in turns.items():
+            whole = list(range(max(self.starts[number - 1], self.sinks), self.stop_of(number)))
+            require((found != whole) == (number in event.partly), "told turns", event.partly, "are there in part")
+            require(found == list(range(found[0], found[-1] + 1)), "of turn", number, "there are", found)
+        back = sorted(set(self.recalled) - set(held))
+        require(indices(event.runs) == back, "told", event.runs, "paged in, and it were", back[:5], len(back))
+        require(event.tokens == len(back), "told", event.tokens, "paged in, and it were", len(back))
+        require(len(self.recalled) <= share * self.budget, len(self.recalled), "tokens are recalled")
+        stay = len(self.retained(held) | set(self.recalled))
+        require(self.budget - stay >= max(LEAST_WINDOW, self.budget // 4), stay, "tokens may not leave")
+        self.tokens.page_in(back)
 
     def begin_turn(self, conversation: Any, number: int) -> None:
         """A turn begins; nothing of it was fed."""
         require(number == len(self.said) + 1, "turn", number, "follows", len(self.said))
         tensors = checkpoint.capture(conversation.cache).tensors
+        self.past.pop(number, None)
         self.moments[number] = Moment(self.tokens.copy(), tensors, facts(conversation, number), self.evictions)
         self.held_before[number] = list(self.tokens.held)
         self.compressions_before[number] = conversation.cache.compression_count
         self.starts.append(len(self.tokens.log))
+        self.recalled_before[number], self.recalled = self.recalled, []
 
     def turn_failed(self, conversation: Any, number: int, exact: bool) -> None:
         """The running turn was rolled back.
@@ -300,6 +336,7 @@ class Oracle:
         """
         moment = self.moments.pop(number)
         self.starts.pop()
+        self.recalled = self.recalled_before.pop(number)
         require(ledger(conversation) == moment.tokens.held, "rolled back to", conversation.cache.ledger.runs)
         cropped = conversation.cache.croppable and set(moment.tokens.held) <= set(self.tokens.held)
         self.tokens, self.evictions = moment.tokens, moment.evictions
@@ -312,6 +349,7 @@ class Oracle:
     def prefilled(self, held: list[int]) -> None:
         """The cache was filled again: nothing before it is known to the bit any more."""
         self.tokens.prefill(held, len(self.tokens.log))
+        self.past |= self.moments
         self.moments.clear()
 
     def undone(self, conversation: Any, event: ev.TurnUndone, fed: int, exact: bool) -> None:
@@ -329,8 +367,9 @@ class Oracle:
         first = self.starts.pop()
         left = [i for i in self.tokens.held if i < first]
         after = ledger(conversation)
-        moment = self.moments.pop(number, None)
-        before = self.held_before.pop(number)
+        moment, past = self.moments.pop(number, None), self.past.pop(number, None)
+        before, recalled = self.held_before.pop(number), self.recalled_before.pop(number, [])
+        self.recalled = []
         self.pinned.discard(number)
         self.tokens.log = self.tokens.log[:first]
         stay = {self.turn_of(i) for i in before[self.sinks :]}
@@ -342,10 +381,12 @@ class Oracle:
         if self.damaged:
             require(set(after) <= set(before) and self.retained(before) <= set(after), "of", before, "is back", after)
             self.prefilled(after)
+            self.recalled = recalled
             return
         if len(before) <= self.budget:
             require(after == before, "undone to", after[:20], len(after), "and not", before[:20], len(before))
         self.check_fit(before, after, "undo")
+        self.recalled = recalled
         require(conversation.cache.compression_count == self.compressions_before.pop(number), "compressions")
         if event.prefilled:
             self.prefilled(after)
@@ -355,6 +396,9 @@ class Oracle:
             if exact or left != before or self.evictions == moment.evictions:
                 self.check_tensors(conversation, moment.tensors)
             self.tokens, self.evictions = moment.tokens, moment.evictions
+        elif after != left and past is not None and past.tokens.held == after:  # all of it was archived
+            self.check_tensors(conversation, past.tensors)
+            self.tokens, self.evictions = past.tokens, past.evictions
         else:
             require(after == left, "nothing was read again, and", len(after) - len(left), "tokens are new")
             self.tokens.keep(left)
@@ -396,6 +440,7 @@ class Oracle:
             require(held[:wanted] == list(range(wanted)), "sinks are", held[:wanted])
             require(held[: self.system] == list(range(self.system)), "of the system block", held[: self.system])
         self.check_turn_starts(cache.turn_starts, set(held))
+        require(indices(cache.recalled) == self.recalled, "recalled are", cache.recalled, "and not", self.recalled[:5])
         if held:
             self.check_state(conversation.state(), held)
 
@@ -416,6 +461,8 @@ class Oracle:
         require(state.length == len(held) or not state.length, "length", state.length)
         require(state.tokens_evicted == len(self.tokens.log) - len(held), "evicted", state.tokens_evicted)
         require(state.sinks + state.pinned == kept or not state.length, "kept", state.sinks, state.pinned, kept)
+        recalled = set(self.recalled) - self.retained(held)
+        require(state.recalled == len(recalled) or not state.length, "recalled", state.recalled, len(recalled))
         counts: dict[int, int] = {}
         for segment in state.segments:
             counts[segment.turn] = counts.get(segment.turn, 0) + segment.tokens
@@ -437,10 +484,10 @@ class Oracle:
             return False
         cache = conversation.cache
         if cache.croppable:
-            taken, history, cache.history = checkpoint.capture(cache), cache.history, None
+            taken, history, recalled, cache.history = checkpoint.capture(cache), cache.history, cache.recalled, None
             found = conversation.next_logits()
             checkpoint.restore(cache, taken)
-            cache.history = history  # it is the same cache again, to the bit
+            cache.history, cache.recalled = history, recalled  # it is the same cache again, to the bit
         else:
             if len(self.tokens.held) >= self.budget:
                 return False
@@ -472,6 +519,7 @@ def facts(conversation: Any, number: int) -> dict[str, Any]:
     return {
         "starts": list(cache.turn_starts),
         "pins": cache.pins,
+        "recalled": cache.recalled,
         "compressions": cache.compression_count,
         "turns": min(number - 1, len(conversation.log.turns)),
         "draw": conversation.rng_state.tolist(),

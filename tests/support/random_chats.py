@@ -135,6 +135,8 @@ class RandomChat:
     """The turn that is to be paged in."""
     paged: int = 0
     """Turns that were paged in."""
+    recalled: int = 0
+    """Replies for which turns were recalled."""
     _watching: bool = False
     _hidden: bool = False
     _running: int = 0
@@ -152,6 +154,7 @@ class RandomChat:
             seed=1,
             snapshot_turns=3,
             archive=self.plan.archive,
+            auto_recall=self.plan.auto_recall,
         )
         rotates = self.plan.family not in ("gpt2", "falcon_h1")
         tokens = Tokens(_reference_of(self.plan.family), rotates)
@@ -221,6 +224,7 @@ class RandomChat:
         oracle.prefilled(list(range(len(block))))
         oracle.said, oracle.starts, oracle.pinned = [], [], set()
         oracle.held_before, oracle.compressions_before, oracle.damaged = {}, {}, False
+        oracle.recalled, oracle.recalled_before, oracle.past = [], {}, {}
         self.latest = None
 
     def close(self) -> None:
@@ -292,12 +296,18 @@ class RandomChat:
             case ev.TextDelta() if self.machine.stop[0] == "crash" and self.machine.tokens >= self.machine.stop[1]:
                 raise Crash
             case ev.TokensEvicted():
-                if event.trigger == "page_in":
+                if event.trigger == "page_in" and self._running:
+                    oracle.recalled = indices(self.conversation.cache.recalled)  # which turns they are is told next
+                elif event.trigger == "page_in":
                     oracle.pinned.add(self.paging)  # what is still there of it stays
+                    oracle.recalled = []  # there may be no room for both
                 oracle.evicted(event)
             case ev.TurnPagedIn():
                 oracle.paged_in(event)
                 self.paged += 1
+            case ev.TurnsRecalled():
+                oracle.turns_recalled(self.conversation, event, self.settings.recall_share)
+                self.recalled += 1
             case ev.TurnFinished():
                 self.finished(event)
             case ev.TurnUndone():
@@ -529,6 +539,7 @@ class RandomChat:
         oracle, conversation = self.oracle, self.conversation
         [event] = [event for event in self.events if isinstance(event, ev.ConversationResumed)]
         after, held = ledger(conversation), oracle.tokens.held
+        oracle.recalled, oracle.recalled_before = [], {}
         if cut and len(conversation.log.turns) < cut:
             require(event.restored_message, "the message of turn", cut, "is lost")
             oracle.starts.pop()

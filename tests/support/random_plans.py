@@ -65,10 +65,12 @@ class Plan:
     archive: Literal["native", "int8"] = "native"
     rebases: bool = False
     """Positions are moved after few tokens."""
+    auto_recall: Literal["off", "on"] = "off"
 
     def __str__(self) -> str:
         head = f"seed {self.seed}: {self.family}, {self.size} tokens, {self.evict}, {self.on_full}, {self.system!r}"
         head += f", keys in {self.kv_dtype or 'native'}, archive in {self.archive}{', rebases' * self.rebases}"
+        head += f", auto_recall {self.auto_recall}"
         return "\n".join([head, *(f"  {i}. {_words(step)}" for i, step in enumerate(self.steps, 1))])
 
 
@@ -115,7 +117,8 @@ def plan(seed: int, steps: int = 14) -> Plan:
     made = [replace(each, kv_dtype=draw.choice(KV_DTYPES)) if each.kind == "resume" else each for each in made]
     archive: Literal["native", "int8"] = draw.choice(("native", "native", "int8"))
     storage = (draw.choice(KV_DTYPES), archive, draw.random() < 0.5)
-    return Plan(seed, family, size, evict, on_full, system, tuple(made), *storage)
+    auto_recall: Literal["off", "on"] = draw.choice(("off", "on"))
+    return Plan(seed, family, size, evict, on_full, system, tuple(made), *storage, auto_recall)
 
 
 def shrunk(chosen: Plan, fails: Callable[[Plan], bool]) -> Plan:

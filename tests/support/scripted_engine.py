@@ -511,8 +511,7 @@ class ScriptedEngine:
 
     def _do_fork(self, turn: int) -> None:
         self.sessions["forked"] = self._said[:turn]
-        self.emit(ev.Notice(f"forked is a fork of saved1 after turn {turn}"))
-        self._do_resume("forked")
+        self._do_resume("forked", "saved1", turn)
 
     def _do_replace(self, text: str | None) -> None:
         before = self._do_undo(replaced=True)
@@ -527,7 +526,7 @@ class ScriptedEngine:
         if pin:
             self._do_pin(self._turn, True)
 
-    def _do_resume(self, session: str) -> None:
+    def _do_resume(self, session: str, parent: str = "", parent_turn: int = 0) -> None:
         if session not in self.sessions:
             self.emit(ev.Notice(f"no saved session has the id {session!r}", "error"))
             return
@@ -543,7 +542,9 @@ class ScriptedEngine:
         self.emit(ev.SessionOpened(session))
         self.emit(
             ev.ConversationResumed(
-                session, saved[0].text, saved, self.cache.state(), self._info(), self._settings.system_prompt, 0.2
+                *(session, saved[0].text, saved, self.cache.state(), self._info(), self._settings.system_prompt, 0.2),
+                parent=parent,
+                parent_turn=parent_turn,
             )
         )
         self._sample()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from textual.widgets import Sparkline, Static
 
-from streamchat.base.events import CacheState, Segment
+from streamchat.base.events import CacheState, MemoryState, Segment, StatusSampled, TurnsRecalled
 from streamchat.base.requests import Pin, Submit, Unpin
 from streamchat.config.settings import Settings
 from streamchat.tui.widgets.context_map import ContextMap, describe, layout
 from streamchat.tui.widgets.edge import ContextEdge
 from streamchat.tui.widgets.mounted_turns import PlaceholderLine
 from streamchat.tui.widgets.section import Section
+from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.turn import Turn, UserMessage
 from tests.support.app_driver import Driver, driving
 from tests.support.scripted_engine import ScriptedEngine
@@ -86,6 +88,25 @@ async def test_pins_are_marked_and_stay() -> None:
         assert number > 2  # the window, not the pinned turn
         driver.engine.send(Unpin(1))
         await driver.until(lambda: not driver.turns[0].visibility.pinned)
+
+
+async def test_a_recalled_turn_is_marked_in_its_heading_and_in_the_map() -> None:
+    async with driving(engine(), settings=SMALL) as driver:
+        for number in range(1, 9):
+            await driver.ask(f"question {number}")
+        await driver.until(lambda: driver.turns[0].visibility.evicted)
+        state = driver.engine.cache.state()
+        sinks, window = state.segments[0], [each for each in state.segments[1:] if each.turn != 0]
+        back = [Segment("user", 1, 6, 6, recalled=True), Segment("assistant", 1, 20, 20, recalled=True)]
+        cache = replace(state, segments=(sinks, *back, *window), recalled=26)
+        driver.engine.emit(TurnsRecalled(8, (1,), (), 26, ((4, 30),), 0.004, cache))
+        heading = driver.turns[0].query_one(UserMessage).query_one(".heading", Verbatim)
+        await driver.until(lambda: str(heading.render()) == "You · 1 · ↩ recalled")
+        assert "Turn 1 is back in context (26 tokens in 4 ms)." in driver.lines[-1]
+        described = [describe(cell, driver.board.cache) for cell in layout(driver.board.cache, 160)]
+        assert "turn 1 · reply · 20 tokens · recalled" in described
+        driver.engine.emit(StatusSampled(state, MemoryState(1)))
+        await driver.until(lambda: str(heading.render()) == "You · 1 · no longer in context")
 
 
 # --- the map ---------------------------------------------------------------------------------------------------

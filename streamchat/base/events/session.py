@@ -97,3 +97,7 @@ class ConversationResumed(Event):
     """Tokens that had to be prefilled again; 0 if the saved cache was used."""
     restored_message: str = ""
     """A message without a reply when the program ended; it goes back to the input."""
+    parent: str = ""
+    """If the session is a fork, the session that it was forked from."""
+    parent_turn: int = 0
+    """The last turn that both have; 0 if it is not a fork."""

@@ -16,6 +16,8 @@ DIGITS = 5
 PASSAGE_WORDS, MOST_WORDS = 100, 200
 """Words of a book per message, and maximum words of a turn of a chat: the distances would be exceeded by much."""
 SHORT_REPLY = "I have read it."
+NOTED = "I will remember it."
+"""Reply to a fact."""
 _PEOPLE = "Alma Brice Conrad Dilys Edgar Fenna Gustav Hilde Ivor Jonna Kasimir Lorne Mattia Nils Orla Percy Rosa Sten"
 _THINGS = "shed safe locker gate cabin cellar archive rack garage vault kiosk trunk attic depot boat cart stable studio"
 _SAYS = (

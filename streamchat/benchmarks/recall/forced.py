@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
 from streamchat.base import events as ev
+from streamchat.benchmarks.attached import attached
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.eviction.policy import Run
 from streamchat.config.loader import Configuration
@@ -90,13 +90,13 @@ class ForcedChat:
 
     def start_over(self) -> None:
         """Clear the conversation."""
-        with self._attached():
+        with attached(self.conversation):
             self.conversation.start_over(self.conversation.encoder.format)
             self._evicted.clear()
 
     def say(self, message: str, reply: str) -> TurnRecord:
         """Add a turn with a given reply."""
-        with self._attached():
+        with attached(self.conversation):
             self.conversation.run_turn(message, lambda: False, reply)
             self.conversation.auto_recall.prepare(replace(self.conversation.settings, auto_recall="on"))
         return self.conversation.log.turns[-1]
@@ -119,7 +119,7 @@ class ForcedChat:
         sampler, chat.sampler = chat.sampler, lambda *_: _ForcedSampler(ids, scores)
         number = len(chat.log.turns) + 1
         try:
-            with self._attached():
+            with attached(self.conversation):
                 if way == "text":
                     chat.run_turn(
                         f"Remember what I said:\n\n> {chat.log.turns[turn - 1].text}", lambda: False, "Noted."
@@ -133,11 +133,3 @@ class ForcedChat:
             chat.settings, chat.sampler = before, sampler
             del self._evicted[kept:]  # their indices will be other tokens'
         return scores
-
-    @contextmanager
-    def _attached(self) -> Iterator[None]:
-        self.conversation.reopen()
-        try:
-            yield
-        finally:
-            self.conversation.close()

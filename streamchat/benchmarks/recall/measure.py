@@ -1,26 +1,18 @@
-"""Measures recall: right digits by distance, the rank of the right turn, and what it costs in time and perplexity."""
+"""Measures recall: right digits by distance, and what it costs in time and perplexity."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from streamchat.base import events as ev
 from streamchat.base.progress import Progress
-from streamchat.benchmarks.recall.filler import DIGITS, Fact
+from streamchat.benchmarks.recall.filler import DIGITS, NOTED, Fact
 from streamchat.benchmarks.recall.forced import ForcedChat, Scores, Way
-from streamchat.conversation.log import TokenLog, TurnRecord
-from streamchat.conversation.passages import Passages
-from streamchat.conversation.recall_ranking import rank
-from streamchat.store.passages import PassageIndex, words_of
 
-NOTED = "I will remember it."
 WAYS: tuple[Way, ...] = ("off", "text", "by hand", "on")
-BEST = 3
-"""A right turn counts as found if it is among this many best ones."""
 SPREAD = 512
 """Maximum tokens between two facts."""
 WARM_UP = 2
@@ -69,17 +61,6 @@ class TimeFigures:
     on_cpu_s: list[float]
     tokens: float
     """Mean number of tokens that were paged in."""
-
-
-@dataclass(frozen=True)
-class RankFigures:
-    """Number of facts whose turn is among the best ones."""
-
-    facts: int
-    turns: int
-    ranked: int
-    bm25: int
-    """The same with FTS5's BM25 over whole turns and all words of the question."""
 
 
 def measure_digits(
@@ -195,33 +176,3 @@ def measure_cost(
             on += other.nats
         chat.say(message, reply)
     return CostFigures(scored, recalled, len(off), math.exp(statistics.fmean(off)), math.exp(statistics.fmean(on)))
-
-
-def measure_ranks(
-    chat: ForcedChat, facts: Sequence[Fact], filler: Iterator[tuple[str, str]], spacing: int
-) -> RankFigures:
-    """Rank the turns of a conversation with all facts by each question. Runs no model.
-
-    Args:
-        chat: Has the tokenizer.
-        facts: The facts.
-        filler: The turns between them.
-        spacing: How many of them after each fact.
-    """
-    log, turns, where = TokenLog(), PassageIndex(), dict[str, int]()
-    for fact in facts:
-        where[fact.statement] = len(log.turns) + 1
-        for message, reply in ((fact.statement, NOTED), *(next(filler) for _ in range(spacing))):
-            text = f"{message}\n{reply}"
-            ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-            log.turns.append(TurnRecord(len(log.turns) + 1, len(log), len(log), end=len(log) + len(ids), text=message))
-            log.append(array("i", ids))
-            turns.add([text])
-    passages = Passages(log, chat.tokenizer)
-    passages.update()
-    ranked = plain = 0
-    for fact in facts:
-        best = dict.fromkeys(passages.all[match.passage].turn for match in rank(fact.question, passages.index))
-        ranked += where[fact.statement] in list(best)[:BEST]
-        plain += where[fact.statement] in [number + 1 for number, _ in turns.bm25(words_of(fact.question))[:BEST]]
-    return RankFigures(len(facts), len(log.turns), ranked, plain)

@@ -15,24 +15,20 @@ from streamchat.benchmarks.loading import about, cache_size, heading, load_in_th
 from streamchat.benchmarks.recall.filler import make_facts, read_turns
 from streamchat.benchmarks.recall.forced import ForcedChat
 from streamchat.benchmarks.recall.measure import (
-    BEST,
     CostFigures,
     DigitFigures,
-    RankFigures,
     TimeFigures,
     measure_cost,
     measure_dense,
     measure_digits,
-    measure_ranks,
     measure_time,
 )
+from streamchat.benchmarks.recall.ranks import BEST, RankFigures, measure_ranks
 from streamchat.config.loader import Configuration
 from streamchat.reports.page import Page, Table, facts
 
 DENSE_ROOM = 1536
 """Tokens of a dense cache beyond the distance, because the last turn before the question may far exceed it."""
-SPACING = 3
-"""Turns between two facts that are ranked."""
 REPLY_TOKENS = 48
 """Tokens of each ordinary reply that are scored."""
 NAMES = {
@@ -41,6 +37,11 @@ NAMES = {
     "by hand": "recalled by hand (/retry N)",
     "on": "auto_recall = on",
     "dense": "never evicted (dense)",
+}
+QUESTIONS = {
+    "digits": "for a number, in its words",
+    "direct": "for other facts, in their words",
+    "paraphrased": "for these facts, in other words",
 }
 
 
@@ -52,13 +53,13 @@ def measure(args: argparse.Namespace, configuration: Configuration, progress: Pr
         ModelError: The model cannot be loaded, or cannot stream.
     """
     paths = [user_path(path) for path in args.files]
-    asked, many = make_facts(args.facts, args.seed), make_facts(args.ranked, args.seed + 1)
+    asked = make_facts(args.facts, args.seed)
     sources = [read_turns(paths, args.seed + number) for number in range(3)]
     ordinary = read_turns(paths[:1], args.seed + 3)
     loaded = load_in_thread(configuration, progress)
     size, _ = cache_size(configuration, loaded)
     chat = ForcedChat(configuration, loaded, size)
-    ranks = measure_ranks(chat, many, sources[0], SPACING)
+    ranks = measure_ranks(loaded.tokenizer, args.ranked, sources[0], args.seed + 1)
     digits = measure_digits(chat, asked, args.distances, sources[1], progress)
     times = measure_time(chat, asked)
     near = [distance for distance in args.distances if distance <= args.dense]
@@ -78,11 +79,11 @@ def measure(args: argparse.Namespace, configuration: Configuration, progress: Pr
         files=[path.name for path in paths],
         seed=args.seed,
         digits=[asdict(each) | {"mean": each.mean} for each in digits],
-        ranks=asdict(ranks),
+        ranks=[asdict(each) for each in ranks],
         times=asdict(times),
         cost=None if cost is None else asdict(cost),
     )
-    tables = [_nats(digits, args.distances), _exact(digits, args.distances), _costs(ranks, times, cost)]
+    tables = [_nats(digits, args.distances), _exact(digits, args.distances), _ranks(ranks), _costs(times, cost)]
     return Page(
         "recall-bench", "Recalling evicted turns", heading(loaded, *sizes), tables, notes=[*loaded.notes], data=data
     )
@@ -113,10 +114,20 @@ def _columns(distances: Sequence[int]) -> list[str]:
     return ["", *(f"{distance:,}" for distance in distances)]
 
 
-def _costs(ranks: RankFigures, times: TimeFigures, cost: CostFigures | None) -> Table:
+def _ranks(ranks: Sequence[RankFigures]) -> Table:
+    rows = [
+        (
+            f"{QUESTIONS[each.kind]} ({each.questions} questions, {each.turns:,} turns)",
+            *(f"{count}" for count in (each.ranked_first, each.ranked, each.bm25_first, each.bm25)),
+        )
+        for each in ranks
+    ]
+    columns = ["", "ranking: first", f"in the first {BEST}", "BM25: first", f"in the first {BEST}"]
+    return Table("Rank of the right turn, by the kind of question", columns, rows)
+
+
+def _costs(times: TimeFigures, cost: CostFigures | None) -> Table:
     values: dict[str, object] = {
-        f"right turn in the first {BEST} of {ranks.turns:,} turns": f"{ranks.ranked} of {ranks.facts}",
-        "the same with BM25 over whole turns": f"{ranks.bm25} of {ranks.facts}",
         f"first token after {times.turns:,} turns, without recall (median)": _ms(times.off_s),
         f"with recall of {times.tokens:.0f} tokens": _ms(times.on_s),
         "difference (median of pairs)": _difference(times.off_s, times.on_s),
@@ -128,7 +139,7 @@ def _costs(ranks: RankFigures, times: TimeFigures, cost: CostFigures | None) -> 
             "perplexity of its replies, without recall": f"{cost.perplexity_off:.3f}",
             "with recall": f"{cost.perplexity_on:.3f}",
         }
-    return facts("Rank and cost", values)
+    return facts("Cost", values)
 
 
 def _difference(before: Sequence[float], after: Sequence[float]) -> str:
