@@ -35,7 +35,7 @@ class Coded:
     def encode(self, x: Array) -> Rows:
         """Clips some numbers if the kernels may do so."""
         turned = _turned(x.astype(float))
-        scales = _rounded_up(np.abs(turned).max(-1, initial=0.0), np.float32(self.shares[-1]) / self.limit)
+        scales = _rounded_up(np.abs(turned).max(-1, initial=0.0), self._factor(self.shares[-1]))
         return self.packed(self._codes(turned, scales), scales)
 
     def packed(self, codes: Array, scales: Array) -> Rows:
@@ -62,7 +62,7 @@ class Coded:
         each, best, least = [], np.full(turned.shape[:-1], np.inf), []
         for share in self.shares:
             highest = np.zeros(turned.shape[:-1])
-            for scales, is_sure in _scales(turned, doubt, np.float32(share) / self.limit):
+            for scales, is_sure in _scales(turned, doubt, self._factor(share)):
                 found, low, high = self._choice(x, turned, doubt, scales, is_sure)
                 each.append(found)
                 least.append(low)
@@ -106,10 +106,14 @@ class Coded:
         high = ((np.maximum.reduce(off) + own) ** 2).sum(-1) * (1 + sum_error(dim)) + dim * TINY
         return Bounded(value, error + LEAST * dim), low, np.where(high < LARGE, high, np.inf)
 
+    def _factor(self, share: float) -> float:
+        """Return the scale of a head as a share of its largest number; the kernels have `share` in float32."""
+        return float(np.float32(share)) / self.limit
+
     def _codes(self, turned: Array, scales: Array) -> Array:
         scale = _scale(scales)[..., None]
         codes = np.rint(np.where((scale > 0) & np.isfinite(scale), turned / scale, 0.0))
-        return np.clip(np.nan_to_num(codes), -self.limit - 1, self.limit).astype(np.int8)
+        return np.asarray(np.clip(np.nan_to_num(codes), -self.limit - 1, self.limit), np.int8)
 
     def _still_turned(self, rows: Rows) -> Array:
         codes, scales = rows.arrays
