@@ -99,12 +99,24 @@ def _advice(path: Path, error: Exception) -> str:
     if is_busy(error):
         return "another program keeps it locked; close that program"
     # SQLite reports that it could not open or write a file, but not why
-    return advice_on(why_not_writable(path.parent))
+    return advice_on(why_not_writable(path.parent) or _size_limit_reached(path))
 
 
 def _damage_advice_for(path: Path) -> str:
     offered = _damage_advice(path) if _damage_advice is not None else ""
     return offered or "the file is damaged; move it aside and a new one will be created"
+
+
+def _size_limit_reached(path: Path) -> int | None:
+    """Return EFBIG if a file of the database is about as large as files may become; None if not."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    sizes = [file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists()]
+    is_reached = limit != resource.RLIM_INFINITY and max(sizes, default=0) + PROBE_BYTES > limit
+    return errno.EFBIG if is_reached else None
 
 
 def why_not_writable(folder: Path) -> int | None:

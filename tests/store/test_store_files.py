@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from streamchat.base.errors import StoreError
+from streamchat.replay.chaos.kinds.disk import FullDisk
 from streamchat.store import database as databases
 from streamchat.store import failures
 from streamchat.store.connection import LOG_BYTES, connect, create_private
@@ -357,6 +358,22 @@ def test_where_sqlite_does_not_say_why_the_folder_is_tried(
         failures.as_store_errors(path),
     ):
         raise error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="size limits")
+def test_a_size_limit_that_the_database_has_reached_is_named(path: Path) -> None:
+    """A small file can still be written, so the error advised making the folder writable."""
+    disk = FullDisk()
+    with Store(path) as store:
+        session = a_session(store)
+        store.change(session, [("title", "x" * 900_000)], {})
+        disk.apply({"bytes": 1_000_000})
+        try:
+            with pytest.raises(StoreError, match="exceeds the size limit; raise it with `ulimit -f`"):
+                store.change(session, [("title", "x" * 900_000)], {})
+        finally:
+            disk.end()
+        store.change(session, [("title", "y")], {})
 
 
 def damaged_schema(path: Path, *statements: str) -> str:
