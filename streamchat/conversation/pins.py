@@ -67,9 +67,12 @@ def require_free_window(cache: StreamingCache, run: Run, missing: int, what: str
     Raises:
         ConfigError: It would.
     """
-    pins = tuple(merged_runs([*cache.pins, run]))
-    retained = Retention(cache.cache_size, cache.num_sink_tokens, pins).retained_count(cache.ledger) + missing
-    tokens = retained - cache.num_retained
+    # without recalled tokens, which the next message makes evictable
+    before, after = (
+        Retention(cache.cache_size, cache.num_sink_tokens, tuple(merged_runs(pins))).retained_count(cache.ledger)
+        for pins in (cache.pins, [*cache.pins, run])
+    )
+    retained, tokens = after + missing, after + missing - before
     least, free = max(SMALLEST_WINDOW, cache.cache_size // 4), cache.cache_size - retained
     if free < least:
         raise ConfigError(

@@ -99,6 +99,9 @@ def test_pins_leave_a_quarter_of_the_cache() -> None:
         require_free_window(cache, (20, 50), 9, "x")
     with pytest.raises(ConfigError, match=r"would leave 0 of 64 "):
         require_free_window(cache, (20, 60), 30, "x")
+    cache.recalled, cache.num_retained = ((12, 50),), 48  # evictable from the next message on
+    with pytest.raises(ConfigError, match=r"pinning turn 2 \(39 tokens\) would leave 15 of 64 "):
+        require_free_window(cache, (20, 59), 0, "pinning turn 2")
 
 
 def test_a_small_cache_needs_a_window_of_8() -> None:
