@@ -10,6 +10,7 @@ import pytest
 from streamchat.base import events as ev
 from streamchat.conversation import audit as module
 from streamchat.conversation.audit import Auditor
+from streamchat.conversation.template.reference import Reference
 from streamchat.conversation.template.rendering import UnusableTemplateError
 from tests.sessions.test_resumed_event import stats_of
 from tests.support import toy_tokenizer as toy
@@ -49,7 +50,7 @@ def difference(chat: Chat) -> str:
         (ev.TokensEvicted(1, (4, 5), (1,), (), 9, 8, "decode"), "eviction"),
         (ev.TurnPagedIn(1, 3, 0.1, STATE), "page_in"),
         (ev.TurnsRecalled(2, (1,), (), 3, ((4, 7),), 0.1, STATE), "recall"),
-        (ev.TurnUndone(1, "text", 0, STATE), "undo"),
+        (ev.TurnUndone(1, "text", "reply", STATE), "undo"),
         (ev.ConversationResumed("s", "", (), STATE, None, "", 0.0), "resume"),  # type: ignore[arg-type]
     ],
     ids=lambda each: type(each).__name__,
@@ -124,7 +125,7 @@ def test_only_the_audit_of_a_turn_compares_it() -> None:
     chat = talk()
     chat.conversation.log.ids[chat.conversation.log.turns[-1].message_start] += 1
     assert difference(chat)
-    audit = audited(chat, ev.TurnUndone(1, "text", 0, STATE))[1]
+    audit = audited(chat, ev.TurnUndone(1, "text", "reply", STATE))[1]
     assert isinstance(audit, ev.CacheAudited)
     assert audit.turn is not None
     assert audit.turn.difference == ""
@@ -150,7 +151,12 @@ def test_a_template_that_raises_for_these_texts_has_no_difference(monkeypatch: p
 
 def test_the_first_turn_and_the_one_before_are_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     chat, histories = talk(5), list[Any]()
-    monkeypatch.setattr(module, "turn_difference", lambda *args: histories.append(args[3]) or "")
+
+    def same(*args: Any) -> str:
+        histories.append(args[3])
+        return ""
+
+    monkeypatch.setattr(module, "turn_difference", same)
     difference(chat)
     first, before, newest = (chat.conversation.log.turns[at] for at in (0, -2, -1))
     assert histories[0].history == [(first.text, first.reply), (before.text, before.reply)]
@@ -182,11 +188,11 @@ def test_a_given_reply_is_compared_id_by_id() -> None:
 
 
 def test_the_reference_is_made_once_for_each_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, real = list[str](), module.Reference
+    made = list[str]()
 
     def noted(tokenizer: Any, chat_format: Any, prompt: str) -> Any:
         made.append(prompt)
-        return real(tokenizer, chat_format, prompt)
+        return Reference(tokenizer, chat_format, prompt)
 
     monkeypatch.setattr(module, "Reference", noted)
     chat = talk(2, system_prompt="Be brief.")

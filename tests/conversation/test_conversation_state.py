@@ -289,7 +289,12 @@ def test_values_that_are_not_finite_are_replaced_before_and_after_the_undo(monke
     chat, calls = talk(1), list[str]()
     cache, undo = chat.conversation.cache, chat.conversation.undo
     monkeypatch.setattr(cache, "replace_not_finite", lambda: calls.append("replace"))
-    monkeypatch.setattr(chat.conversation, "undo", lambda: (calls.append("undo"), undo()))
+
+    def noted() -> UndoResult:
+        calls.append("undo")
+        return undo()
+
+    monkeypatch.setattr(chat.conversation, "undo", noted)
     failing(chat, monkeypatch, TurnError("the model produced NaN", "not_finite"))
     assert calls == ["replace", "undo", "replace"]
     calls.clear()
@@ -339,10 +344,11 @@ def test_paging_in_that_fails_otherwise_is_an_error(monkeypatch: pytest.MonkeyPa
 
 def test_with_on_full_stop_nothing_is_recalled_and_a_full_cache_is_said() -> None:
     chat = talk(1, on_full="stop", cache_size=64)
-    chat.conversation.cache.recalled = ((5, 6),)
+    cache: Any = chat.conversation.cache
+    cache.recalled = ((5, 6),)
     chat.script[:] = [chat.tokenizer.eos_token_id]
     chat.conversation.run_turn("x", lambda: False, recall=[1])
-    assert chat.conversation.cache.recalled == ()
+    assert cache.recalled == ()
     assert [notice.text for notice in chat.of(ev.Notice)] == [
         "No turn was put back: with on_full = stop, nothing may be evicted."
     ]

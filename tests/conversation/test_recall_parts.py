@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,7 +63,11 @@ class Desk:
         self.recall._passages = SimpleNamespace(all=self.passages, index="the index", update=self._update)  # type: ignore[assignment]
         self.matches: list[Match] = []
         self.asked: list[Any] = []
-        monkeypatch.setattr(module, "rank", lambda *given: self.asked.append(given) or self.matches)
+        monkeypatch.setattr(module, "rank", self._rank)
+
+    def _rank(self, *given: Any) -> list[Match]:
+        self.asked.append(given)
+        return self.matches
 
     def _update(self) -> None:
         self.updates += 1
@@ -287,7 +292,8 @@ def test_a_failure_costs_the_recalled_turns_only(
     turn = desk.log.turns[4]
     turn.recalled = (1,)
     assert desk.recall.before_reply(turn, 10, settings, (), lambda wanted: ()) == ()
-    assert (turn.recalled, desk.cache.recalled, prefilled) == ((), (), [])
+    left: Any = turn.recalled, desk.cache.recalled, prefilled
+    assert left == ((), (), [])
     assert "recalling turns for turn 5 failed" in caplog.text
     desk.cache.lengths = [204, 210]
     assert desk.recall.before_reply(turn, 10, settings, [2], lambda wanted: ()) == (_not_recalled([2]),)
@@ -297,18 +303,25 @@ def test_a_failure_costs_the_recalled_turns_only(
 @pytest.mark.parametrize(("setting", "called"), [("on", ["_recall"]), ("suggest", ["_suggest"]), ("off", [])])
 def test_the_setting_decides(desk: Desk, monkeypatch: pytest.MonkeyPatch, setting: str, called: list[str]) -> None:
     calls: list[Any] = []
+
+    def noted(name: str, *given: Any) -> list[str]:
+        calls.append((name, given))
+        return [name]
+
     for name in ("_recall", "_suggest", "_recall_wanted"):
-        monkeypatch.setattr(desk.recall, name, lambda *given, name=name: calls.append((name, given)) or [name])
+        monkeypatch.setattr(desk.recall, name, partial(noted, name))
     desk.cache.recalled = ((300, 310),)
     settings: Any = SimpleNamespace(auto_recall=setting, recall_share=0.5)
     turn, find = desk.log.turns[4], lambda wanted: ()
-    assert desk.recall.before_reply(turn, 10, settings, (), find) == tuple([name] for name in called)
+    found: Any = desk.recall.before_reply(turn, 10, settings, (), find)
+    assert found == tuple([name] for name in called)
     assert [name for name, _ in calls] == called
     if setting == "on":
         assert calls[0][1] == (turn, 10, 0.5, ((300, 310),), find)
     assert desk.cache.recalled == ()
     calls.clear()
-    assert desk.recall.before_reply(turn, 10, settings, [2], find) == ["_recall_wanted"]
+    found = desk.recall.before_reply(turn, 10, settings, [2], find)
+    assert found == ["_recall_wanted"]
     assert calls == [("_recall_wanted", (turn, 10, [2], find))]
 
 
@@ -358,7 +371,8 @@ def facts(chat: Chat) -> tuple[Any, ...]:
 
 def test_an_evicted_turn_comes_back_pinned() -> None:
     chat = talk()
-    cache, log = chat.conversation.cache, chat.conversation.log
+    cache: Any = chat.conversation.cache
+    log = chat.conversation.log
     turn = log.turns[1]
     assert turn.end is not None
     assert not cache.ledger.count_in(turn.start, turn.end)

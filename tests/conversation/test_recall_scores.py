@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamchat.conversation import recall_ranking as module
-from streamchat.conversation.recall_ranking import Match, rank
+from streamchat.conversation.recall_ranking import Match, content_words, rank
 
 WORDS = ["harbor", "lantern", "Velvet", "4711", "copper", "Meadow", "violin", "granite", "b52", "Juniper"]
 
@@ -92,13 +91,13 @@ def test_no_passages_and_no_words_match_nothing() -> None:
     ],
 )
 def test_names_and_numbers_count_more_and_single_letters_not(message: str, weights: dict[str, float]) -> None:
-    assert module._weights(message) == weights
+    assert content_words(message) == weights
 
 
 def test_half_of_the_words_of_a_long_message_are_from_its_start() -> None:
     words = [f"w{number}x" for number in range(65)]
-    assert list(module._weights(" ".join(words[:64]))) == words[:64]
-    assert list(module._weights(" ".join(words))) == [*words[:32], *words[33:]]
+    assert list(content_words(" ".join(words[:64]))) == words[:64]
+    assert list(content_words(" ".join(words))) == [*words[:32], *words[33:]]
 
 
 def test_the_newer_of_two_passages_scores_up_to_a_twentieth_more() -> None:

@@ -260,7 +260,12 @@ def test_what_was_archived_is_put_together_for_the_marked_state(monkeypatch: pyt
     chat = talk("llama", turns=7)
     undo, mark = chat.conversation.rollback, chat.conversation.rollback.mark()
     asked: list[Any] = []
-    monkeypatch.setattr(undo, "find_past", lambda wanted, generation: asked.append((wanted, generation)) or ["found"])
+
+    def find(wanted: Any, generation: int) -> list[str]:
+        asked.append((wanted, generation))
+        return ["found"]
+
+    monkeypatch.setattr(undo, "find_past", find)
     monkeypatch.setattr(rollback, "rebuild", lambda cache, past, found: (cache, past, found))
     built: Any = undo.rebuilt(mark, 77)
     form = Form(mark.generation, mark.epoch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import ANY, Mock, call
 
 import pytest
@@ -413,7 +413,8 @@ def test_a_session_is_unlocked_although_its_snapshot_fails(desk: Desk) -> None:
         ("s1", False, True, False),
         ("s1", True, True, True),
         ("s1", False, False, True),
-        (None, True, False, False),
+        (None, True, False, True),
+        (None, False, False, False),
     ],
 )
 def test_a_session_is_lost_that_could_not_be_saved_or_has_another_owner(
@@ -461,7 +462,8 @@ def test_a_session_that_is_closed_or_open_elsewhere_is_not_mentioned(
 
 def test_saved_marks_are_those_of_the_session_or_none(desk: Desk) -> None:
     desk.store.marks = Mock(return_value={2: "mark"})
-    assert desk.archive.marks(2, 5) == {2: "mark"}
+    found: Any = desk.archive.marks(2, 5)
+    assert found == {2: "mark"}
     desk.store.marks.assert_called_once_with("s1", 2, 5)
     desk.store.marks.side_effect = REFUSED
     assert desk.archive.marks(2, 5) == {}
@@ -490,7 +492,7 @@ def test_a_fork_is_made_of_what_is_completely_saved(desk: Desk, monkeypatch: pyt
 
 def test_claiming_locks_the_session(desk: Desk) -> None:
     desk.store.lock_session = Mock(return_value=("info", "lock"))
-    claimed = desk.archive.claim("s7")
+    claimed: Any = desk.archive.claim("s7")
     desk.store.lock_session.assert_called_once_with("s7")
     assert (claimed.info, claimed.lock) == ("info", "lock")
 
@@ -504,18 +506,26 @@ class Restored:
     def __init__(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch, damage: tuple[str, ...] = (), **result: Any
     ) -> None:
-        values = {"rewritten": False, "cut_turn": 0, "cut_reply": [], "message_back": "", "reason": "", "read_again": 0}
-        self.result = SimpleNamespace(**(values | result), unpinned=(), seconds=1.0)
-        turns = (SimpleNamespace(number=1, finish_reason="stop", stats=None),)
-        turns += (SimpleNamespace(number=2, finish_reason="cancelled", stats=None),)
-        self.stored = SimpleNamespace(damage=damage, turns=turns, info="info")
-        self.claimed: Any = SimpleNamespace(info=SimpleNamespace(id="s9", is_imported=True), lock="lock")
+        values: dict[str, Any] = {
+            "rewritten": False,
+            "cut_turn": 0,
+            "cut_reply": [],
+            "message_back": "",
+            "reason": "",
+            "read_again": 0,
+        }
+        self.result: Any = SimpleNamespace(**(values | result), unpinned=(), seconds=1.0)
+        ends = {1: "stop", 2: "cancelled"}
+        turns = tuple(SimpleNamespace(number=number, finish_reason=end, stats=None) for number, end in ends.items())
+        self.stored: Any = SimpleNamespace(damage=damage, turns=turns, info="info")
+        claimed: Any = SimpleNamespace(info=SimpleNamespace(id="s9", is_imported=True), lock="lock")
+        self.claimed = claimed
         desk.store.load = Mock(return_value=self.stored)
         desk.store.newest_snapshot = lambda session: f"{session}.cache"
         desk.active.conversation.close_cut_reply = desk.made.close_cut_reply
         monkeypatch.setattr("streamchat.sessions.resume.resume", desk.made.resume)
         desk.made.resume.return_value = self.result
-        self.found = desk.archive.restore_into(desk.active, self.claimed)
+        self.found: Any = desk.archive.restore_into(desk.active, claimed)
         desk.store.load.assert_called_once_with("s9")
         desk.evicted.attach.assert_called_once()
         self.calls = [each for each in desk.calls() if each[0] not in ("store.load", "evicted.attach")]
@@ -533,7 +543,7 @@ def test_a_session_is_restored_with_its_identity_and_lock(desk: Desk, monkeypatc
 
 
 def test_a_damaged_session_is_repaired_first(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    restored = Restored(desk, monkeypatch, "turn 2")
+    restored = Restored(desk, monkeypatch, ("turn 2",))
     assert restored.calls[0] == call.store.repair_session(restored.stored)
 
 
@@ -562,9 +572,14 @@ def test_the_event_of_a_restored_session_has_its_figures(desk: Desk, monkeypatch
     desk.active.conversation.cache = SimpleNamespace(cache_size=64)
     event = ev.ConversationResumed("s9", "Title", (), ev.CacheState(), Mock(), "", 0.0)
     given: list[Any] = []
-    monkeypatch.setattr(module, "resumed_event", lambda *args: given.append(args) or event)
+
+    def made(*args: Any) -> ev.ConversationResumed:
+        given.append(args)
+        return event
+
+    monkeypatch.setattr(module, "resumed_event", made)
     monkeypatch.setattr(module, "resume_notices", lambda *args: [args])
-    found, notices = desk.archive.restore(desk.active, restored.claimed)
+    found, notices = cast(Any, desk.archive.restore(desk.active, restored.claimed))
     assert given == [(desk.active, "info", {1: None, 2: None}, {5, 2})]
     assert (found.prefilled, found.restored_message, found.title) == (7, "hello", "Title")
     assert 0 < found.seconds < 1000
@@ -577,8 +592,9 @@ def test_the_active_conversation_is_described_with_its_saved_figures(
     monkeypatch.setattr(module, "resumed_event", lambda *args: args)
     desk.store.stats = Mock(return_value=[stats_of(1).as_dict(), None, {"damaged": 1}, stats_of(4).as_dict()])
     desk.store.find = Mock(return_value="info")
-    expected = (desk.active, "info", {1: stats_of(1), 4: stats_of(4)}, set())
-    assert desk.archive.describe(desk.active) == expected  # type: ignore[comparison-overlap]
+    described: Any = desk.archive.describe(desk.active)
+    assert described == (desk.active, "info", {1: stats_of(1), 4: stats_of(4)}, set())
     desk.store.stats.assert_called_once_with("s1")
     desk.recorder.session = None
-    assert desk.archive.describe(desk.active) == (desk.active, None, {}, set())  # type: ignore[comparison-overlap]
+    described = desk.archive.describe(desk.active)
+    assert described == (desk.active, None, {}, set())

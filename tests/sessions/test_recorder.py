@@ -35,18 +35,19 @@ class Desk:
         monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: 1e9 + self.now, monotonic=lambda: self.now))
         self.log = TokenLog(array("i", [1, 2]))
         self.settings = Settings(model="tiny", temperature=0.5)
-        self.conversation: Any = SimpleNamespace(
+        conversation: Any = SimpleNamespace(
             log=self.log,
             rollback=SimpleNamespace(mark=lambda: MARK),
             system_tokens=2,
             settings=self.settings,
             shown="so far",
         )
+        self.conversation = conversation
         self.store, self.events = Mock(), list[ev.Event]()
         self.store.path = Path("conversations.db")
         self.store.create_locked.return_value = self.lock = Mock(session="s1")
         self.recorder = Recorder(self.store, self.events.append, labels={"label": "x"})
-        self.recorder.start(self.conversation, IDENTITY)
+        self.recorder.start(conversation, IDENTITY)
 
     @property
     def saved_settings(self) -> dict[str, Any]:
@@ -141,22 +142,23 @@ def test_without_a_conversation_nothing_is_recorded(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_first_turn_creates_the_session(desk: Desk) -> None:
-    desk.recorder.record_all()
-    desk.recorder.record(ev.TurnPinned(1, True, 3, ev.CacheState()))
+    recorder: Any = desk.recorder
+    recorder.record_all()
+    recorder.record(ev.TurnPinned(1, True, 3, ev.CacheState()))
     desk.store.create_locked.assert_not_called()
-    assert not desk.recorder.is_saved
+    assert not recorder.is_saved
     desk.begin()
     args = ("question 1", IDENTITY, desk.saved_settings, array("i", [1, 2]))
     desk.store.create_locked.assert_called_once_with(*args)
     assert desk.events == [ev.SessionOpened("s1")]
-    assert desk.recorder.session == "s1"
+    assert recorder.session == "s1"
     first = {"turns": [stored(1, done=False)], "cache": MARK, "evictions": [], "undone_from": None}
     assert desk.written() == [first | {"identity": None, "system_ids": array("i", [1, 2]), "is_opened": False}]
-    assert not desk.recorder.is_saved  # the turn runs
+    assert not recorder.is_saved  # the turn runs
     desk.finish()
     [second] = desk.written()
     assert second["turns"] == [stored(1, finished=102.0)]
-    assert desk.recorder.is_saved
+    assert recorder.is_saved
     desk.turn()
     desk.store.create_locked.assert_called_once()
     assert desk.numbers() == [[2], [2]]
@@ -411,6 +413,7 @@ def test_a_reply_that_was_cut_off_is_recorded_as_cancelled(desk: Desk) -> None:
 
 
 def test_a_failure_is_said_once_and_everything_is_written_when_it_works(desk: Desk) -> None:
+    recorder: Any = desk.recorder
     desk.turn()
     desk.events.clear()
     desk.fail()
@@ -418,13 +421,13 @@ def test_a_failure_is_said_once_and_everything_is_written_when_it_works(desk: De
     desk.turn()
     said = ev.Notice("This conversation is currently not saved: the disk is full", "warning")
     assert desk.events == [ev.SavingChanged(False), said]
-    assert desk.recorder.has_failed
+    assert recorder.has_failed
     desk.work()
     desk.written()
     desk.begin()
     assert desk.numbers() == [[2, 3, 4]]
     assert desk.events[2:] == [ev.SavingChanged(True), ev.Notice(SAVED_AGAIN)]
-    assert not desk.recorder.has_failed
+    assert not recorder.has_failed
     desk.finish()
     assert len(desk.events) == 4
 

@@ -29,7 +29,8 @@ def active_of(*turns: TurnRecord) -> Any:
 
 
 def info_of(**changes: Any) -> SessionInfo:
-    return SessionInfo(**({"id": "s1", "title": "The sea", "created": 0.0, "updated": 0.0} | WITHOUT_MODEL | changes))
+    named: dict[str, Any] = {"id": "s1", "title": "The sea", "created": 0.0, "updated": 0.0}
+    return SessionInfo(**(named | WITHOUT_MODEL | changes))
 
 
 WITHOUT_MODEL: dict[str, Any] = dict.fromkeys(("model", "model_name", "dtype", "fingerprint", "tokenizer"), "")
@@ -48,10 +49,15 @@ def test_the_event_names_the_session_and_has_its_finished_turns() -> None:
     event = resumed_event(active, info_of(), {1: stats_of(1)}, {1})
     turn = ev.SavedTurn(1, "hello", "hi", 11, 12, 0.5, 9.5, "length")
     assert event == ev.ConversationResumed(
-        "s1", "The sea", (turn,), ev.CacheState(length=7), active.info, "Be kind.", 0
+        "s1", "The sea", (turn,), ev.CacheState(length=7), active.info, "Be kind.", 0, parent="", parent_turn=0
     )
     unsaved = resumed_event(active, None, {}, set())
-    assert (unsaved.session, unsaved.title) == ("", "")
+    assert (unsaved.session, unsaved.title, unsaved.parent, unsaved.parent_turn) == ("", "", "", 0)
+
+
+def test_the_event_of_a_fork_names_its_parent_and_the_last_turn_of_both() -> None:
+    fork = resumed_event(active_of(), info_of(parent="s0", parent_turn=3), {}, set())
+    assert (fork.session, fork.parent, fork.parent_turn) == ("s1", "s0", 3)
 
 
 @pytest.mark.parametrize(
