@@ -12,9 +12,9 @@ from streamchat.conversation import audit as module
 from streamchat.conversation.audit import Auditor
 from streamchat.conversation.template.reference import Reference
 from streamchat.conversation.template.rendering import UnusableTemplateError
-from tests.sessions.test_resumed_event import stats_of
 from tests.support import toy_tokenizer as toy
 from tests.support.scripted_model import Chat, make_chat
+from tests.support.turn_figures import stats_of
 
 STATE = ev.CacheState()
 FINISHED = ev.TurnFinished(stats_of(1), "stop", "reply")

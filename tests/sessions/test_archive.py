@@ -13,7 +13,7 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, StoreError
 from streamchat.sessions import archive as module
 from streamchat.sessions.archive import Archive
-from tests.sessions.test_resumed_event import stats_of
+from tests.support.turn_figures import stats_of
 
 REFUSED = StoreError("the disk is full")
 STARTED = ev.TurnStarted(1, "hello", 3)

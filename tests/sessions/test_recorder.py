@@ -18,7 +18,7 @@ from streamchat.conversation.log import TokenLog, TurnRecord, TurnStart
 from streamchat.sessions import recorder as module
 from streamchat.sessions.recorder import Recorder
 from streamchat.store.records import CacheMark, ModelIdentity, StoredEviction, StoredTurn
-from tests.sessions.test_resumed_event import stats_of
+from tests.support.turn_figures import stats_of
 
 IDENTITY = ModelIdentity("/models/tiny", "tiny", "float32", "f", "t")
 MARK, EARLIER = CacheMark(((0, 30),), ((0, 2),)), CacheMark(((0, 2),))

@@ -13,10 +13,7 @@ from streamchat.conversation.log import TurnRecord
 from streamchat.sessions.resume import ResumeResult
 from streamchat.sessions.resumed_event import figures_of, resume_notices, resumed_event
 from streamchat.store.records import SessionInfo, StoredSession
-
-
-def stats_of(turn: int) -> ev.TurnStats:
-    return ev.TurnStats(turn, 11, 12, 40, 64, 1, 5, 0.5, 9.5, 1000, 2000, None, "length", (1, 2))
+from tests.support.turn_figures import stats_of
 
 
 def active_of(*turns: TurnRecord) -> Any:
