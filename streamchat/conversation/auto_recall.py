@@ -46,11 +46,13 @@ class Candidate:
 
     turn: TurnRecord
     passage: Passage
+    text: str = ""
+    """That of the passage."""
 
     @property
     def excerpt(self) -> str:
         """The start of the passage, on one line."""
-        text = " ".join(self.passage.text.split())
+        text = " ".join(self.text.split())
         return text if len(text) <= EXCERPT_LENGTH else text[: EXCERPT_LENGTH - 1].rstrip() + "…"
 
 
@@ -135,7 +137,7 @@ class AutoRecall:
             if passage.turn in found or not self._is_evicted(passage, recent):
                 continue
             best = best or match.score
-            found[passage.turn] = Candidate(self._log.turns[passage.turn - 1], passage)
+            found[passage.turn] = Candidate(self._log.turns[passage.turn - 1], passage, self._passages.text_of(passage))
         return list(found.values())
 
     def _is_evicted(self, passage: Passage, recent: Sequence[Run]) -> bool:
@@ -188,7 +190,7 @@ class AutoRecall:
 
     def _first_of(self, number: int) -> Candidate:
         turn = self._log.turns[number - 1]
-        return Candidate(turn, next(each for each in self._passages.all if each.turn == number))
+        return Candidate(turn, self._passages.all.first_of(number))
 
     def _room(self, prompt_tokens: int, share: float) -> int:
         """Return how many tokens may be recalled; at least a quarter of the cache stays for the conversation."""

@@ -5,6 +5,8 @@ If only one sentence of a long turn matters, the whole turn would neither rank w
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +30,40 @@ class Passage:
     first: int
     """Log index of its first token."""
     stop: int
-    text: str
 
     @property
     def run(self) -> Run:
         """Its log indices."""
         return self.first, self.stop
+
+
+class PassageList:
+    """Passages in arrays: a long conversation has hundreds of thousands."""
+
+    def __init__(self) -> None:
+        self._turns, self._runs = array("q"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def __getitem__(self, number: int) -> Passage:
+        return Passage(self._turns[number], self._runs[2 * number], self._runs[2 * number + 1])
+
+    def __iter__(self) -> Iterator[Passage]:
+        return map(self.__getitem__, range(len(self)))
+
+    def append(self, passage: Passage) -> None:
+        """Add a passage, of the same turn as the last one or a later turn."""
+        self._turns.append(passage.turn)
+        self._runs.extend(passage.run)
+
+    def cut(self, count: int) -> None:
+        """Remove all passages from number `count` on."""
+        del self._turns[count:], self._runs[2 * count :]
+
+    def first_of(self, turn: int) -> Passage:
+        """Return the first passage of an indexed turn."""
+        return self[bisect_left(self._turns, turn)]
 
 
 class Passages:
@@ -50,7 +80,7 @@ class Passages:
         """The turns that are indexed, oldest first."""
         self._counts: list[int] = []
         """Number of passages up to and including each of them."""
-        self.all: list[Passage] = []
+        self.all = PassageList()
         self.index = PassageIndex()
         self._is_end: dict[int, bool] = {}
 
@@ -61,18 +91,19 @@ class Passages:
             del self._turns[-1], self._counts[-1]
         count = self._counts[-1] if self._counts else 0
         if count < len(self.all):
-            del self.all[count:]
+            self.all.cut(count)
             self.index.cut(count)
-        new: list[Passage] = []
+        new: list[str] = []
         for turn in turns[len(self._turns) :]:
             if turn.end is None:
                 break
-            new += self._passages_of(turn)
+            for passage in self._passages_of(turn):
+                self.all.append(passage)
+                new.append(self.text_of(passage))
             self._turns.append(turn)
             self._counts.append(count + len(new))
         if new:
-            self.all += new
-            self.index.add([passage.text for passage in new])
+            self.index.add(new)
 
     def _passages_of(self, turn: TurnRecord) -> Iterator[Passage]:
         assert turn.end is not None
@@ -80,11 +111,12 @@ class Passages:
         while first < turn.end:
             next_first = self._end_of(first, turn.end)
             stop = min(next_first + OVERLAP, turn.end)
-            yield Passage(turn.number, first, stop, self._text_of(turn, first, stop))
+            yield Passage(turn.number, first, stop)
             first = next_first
 
-    def _text_of(self, turn: TurnRecord, first: int, stop: int) -> str:
-        """Return the text between two log indices, without the role names of the template."""
+    def text_of(self, passage: Passage) -> str:
+        """Return the text of a passage, without the role names of the template."""
+        turn, (first, stop) = self._log.turns[passage.turn - 1], passage.run
         reply = stop if turn.reply_start is None else turn.reply_start
         runs = ((max(first, turn.message_start), min(stop, reply)), (max(first, reply + self._opening_of(turn)), stop))
         parts = (self._log.ids[a:b].tolist() for a, b in runs if a < b)

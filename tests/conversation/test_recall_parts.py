@@ -20,7 +20,7 @@ from streamchat.conversation import auto_recall as module
 from streamchat.conversation import recall
 from streamchat.conversation.auto_recall import AutoRecall, Candidate, _not_recalled, _Part
 from streamchat.conversation.log import TokenLog, TurnRecord
-from streamchat.conversation.passages import Passage
+from streamchat.conversation.passages import Passage, PassageList
 from streamchat.conversation.recall import kept_tokens, page_in_turn
 from streamchat.conversation.recall_ranking import Match
 from tests.support.scripted_model import Chat, make_chat
@@ -55,12 +55,17 @@ class Desk:
         feeder: Any = SimpleNamespace(cache=self.cache, log=self.log, device="cpu")
         self.recall = AutoRecall(feeder, Letters())
         self.passages = [
-            Passage(turn, 100 * (turn - 1) + at, 100 * (turn - 1) + at + 30, f"passage {turn} {at}")
+            Passage(turn, 100 * (turn - 1) + at, 100 * (turn - 1) + at + 30)
             for turn in range(1, turns + 1)
             for at in (0, 30, 60)
         ]
         self.updates = 0
-        self.recall._passages = SimpleNamespace(all=self.passages, index="the index", update=self._update)  # type: ignore[assignment]
+        listed = PassageList()
+        for passage in self.passages:
+            listed.append(passage)
+        self.recall._passages = SimpleNamespace(  # type: ignore[assignment]
+            all=listed, index="the index", update=self._update, text_of=self._text_of
+        )
         self.matches: list[Match] = []
         self.asked: list[Any] = []
         monkeypatch.setattr(module, "rank", self._rank)
@@ -68,6 +73,10 @@ class Desk:
     def _rank(self, *given: Any) -> list[Match]:
         self.asked.append(given)
         return self.matches
+
+    @staticmethod
+    def _text_of(passage: Passage) -> str:
+        return f"passage {passage.turn} {passage.first - 100 * (passage.turn - 1)}"
 
     def _update(self) -> None:
         self.updates += 1
@@ -134,7 +143,7 @@ def test_nothing_is_ranked_while_nothing_is_evicted_or_nothing_can_come_back(des
     [("a\n b  c", "a b c"), ("x" * 60, "x" * 60), ("x" * 61, "x" * 59 + "…"), ("x" * 58 + " yyy", "x" * 58 + "…")],
 )
 def test_an_excerpt_is_one_short_line(desk: Desk, text: str, excerpt: str) -> None:
-    assert Candidate(desk.log.turns[0], Passage(1, 0, 30, text)).excerpt == excerpt
+    assert Candidate(desk.log.turns[0], Passage(1, 0, 30), text).excerpt == excerpt
 
 
 def test_suggestions_name_turns_and_excerpts(desk: Desk) -> None:
@@ -198,7 +207,7 @@ def test_a_quarter_of_the_cache_stays_for_the_conversation(
 def test_of_a_turn_that_does_not_fit_the_part_around_its_passage_comes_back(
     desk: Desk, passage: tuple[int, int], room: int, expected: Any
 ) -> None:
-    part = desk.recall._part_of(Candidate(desk.log.turns[1], Passage(2, *passage, "")), room)
+    part = desk.recall._part_of(Candidate(desk.log.turns[1], Passage(2, *passage)), room)
     if room == 99:  # the whole turn needs 100
         assert part is not None
         assert not part.is_whole
@@ -210,21 +219,21 @@ def test_of_a_turn_that_does_not_fit_the_part_around_its_passage_comes_back(
 
 def test_parts_begin_and_end_between_characters(desk: Desk) -> None:
     desk.log.ids[144:147] = array("i", [200] * 3)
-    part = desk.recall._part_of(Candidate(desk.log.turns[1], Passage(2, 150, 180, "")), 40)
+    part = desk.recall._part_of(Candidate(desk.log.turns[1], Passage(2, 150, 180)), 40)
     assert part == _Part(2, (147, 183), False)
     desk.log.ids[183:185] = array("i", [200] * 2)
-    part = desk.recall._part_of(Candidate(desk.log.turns[1], Passage(2, 150, 180, "")), 40)
+    part = desk.recall._part_of(Candidate(desk.log.turns[1], Passage(2, 150, 180)), 40)
     assert part == _Part(2, (147, 185), False)
 
 
 def test_the_first_turn_comes_back_without_its_sinks(desk: Desk) -> None:
-    candidate = Candidate(desk.log.turns[0], Passage(1, 0, 30, ""))
+    candidate = Candidate(desk.log.turns[0], Passage(1, 0, 30))
     assert desk.recall._part_of(candidate, 96) == _Part(1, (4, 100), True)
     assert desk.recall._part_of(candidate, 26) == _Part(1, (4, 30), False)
 
 
 def test_what_one_turn_takes_is_not_there_for_the_next(desk: Desk) -> None:
-    found = [Candidate(desk.log.turns[n - 1], Passage(n, 100 * n - 50, 100 * n - 20, "")) for n in (2, 3, 1)]
+    found = [Candidate(desk.log.turns[n - 1], Passage(n, 100 * n - 50, 100 * n - 20)) for n in (2, 3, 1)]
     assert desk.recall._parts_of(found, 230) == [
         _Part(2, (100, 200), True),
         _Part(3, (200, 300), True),

@@ -133,7 +133,7 @@ def test_passages_cover_every_turn_and_end_with_sentences() -> None:
         for passage, following in pairwise(mine):
             assert SHORT <= following.first - passage.first <= LONG
             assert passage.stop == min(following.first + OVERLAP, turn.end or 0)
-            assert following.text.startswith(" It")
+            assert passages.text_of(following).startswith(" It")
     assert passages.index.count == len(passages.all) > 4
 
 
@@ -147,7 +147,7 @@ def test_passages_follow_undo_and_other_turns_in_the_same_place() -> None:
     running = add(log, "The kiosk")
     running.end = None
     passages.update()
-    assert [passage.text for passage in passages.all] == ["The safe is green.", "The shed is red."]
+    assert [passages.text_of(passage) for passage in passages.all] == ["The safe is green.", "The shed is red."]
     assert [len(passages.index.having(word)) for word in ("safe", "gate", "shed", "kiosk")] == [1, 0, 1, 0]
     log.clear()
     add(log, "The vault is black.")

@@ -19,7 +19,7 @@ def objects() -> Counter[str]:
     """All objects of our classes in memory, and tensors."""
     gc.collect()
     kinds = [type(each) for each in gc.get_objects()]
-    return Counter(kind.__name__ for kind in kinds if kind is Tensor or kind.__module__.startswith("streamchat."))
+    return Counter(kind.__name__ for kind in kinds if kind is Tensor or str(kind.__module__).startswith("streamchat."))
 
 
 @pytest.mark.slow

@@ -62,13 +62,18 @@ class Watched:
     def wait(self, kind: type[E], count: int = 1, timeout_s: float = 60) -> E:
         """The `count`-th event of a class, when it is there."""
         with self._news:
-            assert self._news.wait_for(lambda: len(self.of(kind)) >= count, timeout_s), (kind, self.events[-3:])
+            assert self._news.wait_for(lambda: len(self.of(kind)) >= count, timeout_s), (kind, self._latest)
         return self.of(kind)[count - 1]
+
+    @property
+    def _latest(self) -> list[ev.Event]:
+        """What happened last, without figures."""
+        return [event for event in self.events if not isinstance(event, ev.StatusSampled)][-3:]
 
     def until(self, holds: Callable[[list[ev.Event]], bool], timeout_s: float = 60) -> None:
         """Wait until the events so far are as wanted."""
         with self._news:
-            assert self._news.wait_for(lambda: holds(self.events), timeout_s), self.events[-3:]
+            assert self._news.wait_for(lambda: holds(self.events), timeout_s), self._latest
 
     def turn(self, text: str, how: Callable[[str], object] | None = None) -> ev.TurnFinished:
         """Say `text`, by `Submit` or another way, and wait for the end of the turn."""
