@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamchat.kernels import build, check, check_attention, check_experts, check_matrices, check_operations
+from streamchat.kernels import (
+    build,
+    check,
+    check_attention,
+    check_experts,
+    check_matrices,
+    check_moves,
+    check_operations,
+)
 from streamchat.kernels.check_matrices import MATRICES, random_matrix
 from streamchat.kernels.operations import ATTEND, PRODUCT, STORE, SUPER_32, Matrix
 from tests.support.zig import find_zig
@@ -136,7 +144,7 @@ class Emulated:
     def __init__(self, command: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._command = command
         self._arrays: dict[int, Any] = {}
-        for module in (check, check_attention, check_experts, check_operations):
+        for module in (check, check_attention, check_experts, check_moves, check_operations):
             monkeypatch.setattr(module, "address", self._address)
         monkeypatch.setattr(check, "declare", lambda _: None)
 
@@ -164,6 +172,14 @@ class Emulated:
         head = struct.pack("<6q", columns, first, count, number, rows, out)
         given = ctypes.create_string_buffer(head + bytes(matrix._obj), len(head) + ctypes.sizeof(Matrix))
         self._call({ctypes.addressof(given): len(given)}, 0, 1)
+
+    def write_slots(self, moves: Any, count: int, threads: int) -> int:
+        assert len(moves) == count
+        return self._call({ctypes.addressof(moves): ctypes.sizeof(moves)}, -1, threads)
+
+    def read_slots(self, moves: Any, count: int, threads: int) -> int:
+        assert len(moves) == count
+        return self._call({ctypes.addressof(moves): ctypes.sizeof(moves)}, -2, threads)
 
     def _call(self, structures: dict[int, int], count: int, threads: int) -> int:
         """Runs the program with structures at these addresses, of these sizes."""
