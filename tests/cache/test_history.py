@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import streamchat.cache.history as histories
-from tests.support.cache_streams import CUT, DTYPES, SMOKE, Stream
+from tests.support.cache_streams import CUT, DTYPES, SMOKE, Stream, dtypes_of
 from tests.support.families import FAMILIES
 from tests.support.family_runs import BUDGET, subject
 
@@ -18,7 +18,7 @@ def families() -> list[Any]:
     return [
         pytest.param(name, kv, marks=marks[name in SMOKE])
         for name in CUT
-        for kv in DTYPES
+        for kv in (DTYPES if name in SMOKE else dtypes_of(name))
         if kv != "k8v4" or name == "llama"
     ]
 

@@ -8,7 +8,7 @@ import streamchat.cache.history as histories
 from streamchat.cache import checkpoint
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.past import PastState, rebuild
-from tests.support.cache_streams import CUT, DTYPES, Stream
+from tests.support.cache_streams import CUT, DTYPES, Stream, dtypes_of
 from tests.support.families import FAMILIES
 from tests.support.family_runs import BUDGET, subject
 
@@ -53,7 +53,8 @@ def streamed(name: str, kv: str, policy: str, seed: int, *, pages: bool) -> Arch
 
 def families() -> list[object]:
     quick = {("llama", "native", True), ("llama", "int4", True), ("deepseek_v3", "native", True)}
-    each = [(name, kv, pages) for name in CUT for kv in DTYPES for pages in (False, True)]
+    each = [("llama", kv, pages) for kv in DTYPES for pages in (False, True)]
+    each += [(name, kv, True) for name in CUT if name != "llama" for kv in dtypes_of(name)]
     return [pytest.param(*one, marks=pytest.mark.smoke if one in quick else pytest.mark.slow) for one in each]
 
 

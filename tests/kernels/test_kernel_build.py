@@ -194,6 +194,9 @@ def test_a_compiler_that_fails_is_told(
         ("attention.c", "index * a->norm_stride", "0"),
         ("attention.c", "a->norms_whole ?", "0 ?"),
         ("attention.c", "done += MAX_QUERIES", "done += 100"),
+        ("moves.c", "TO_ORIGINALS = -1", "TO_ORIGINALS = 2"),
+        ("moves.c", "x += m->first_dim;", ""),
+        ("moves.c", "if (m->is_interleaved)", "if (0)"),
         ("team.c", "team.tasks - (int)left, team.threads", "0, team.threads"),
         ("run.c", "for (long i = 0;", "*(volatile int *)0 = 1; for (long i = 0;"),  # crashes
     ],

@@ -29,6 +29,11 @@ CUT = [name for name in SERVED if FAMILIES[name].served != "recompute" and name 
 DTYPES: dict[str, CacheDtype | None] = {"native": None, "int8": torch.int8, "k8v4": K8V4, "int4": INT4}
 
 
+def dtypes_of(name: str) -> tuple[str, str]:
+    """Numbers, and one kind of codes: every second family has the other one, which differs in nothing but rounding."""
+    return "native", ("int8", "int4")[CUT.index(name) % 2]
+
+
 @dataclass(frozen=True)
 class Moment:
     """A cache and its history at the start of a turn."""
