@@ -11,7 +11,19 @@ import torch
 from torch import Tensor
 
 from streamchat.base import events as ev
-from streamchat.base.requests import Fork, OpenSession, Pin, Quote, Request, Retry, Rewind, SetOption, Undo, Unpin
+from streamchat.base.requests import (
+    CountTokens,
+    Fork,
+    OpenSession,
+    Pin,
+    Quote,
+    Request,
+    Retry,
+    Rewind,
+    SetOption,
+    Undo,
+    Unpin,
+)
 from streamchat.cache import checkpoint
 from streamchat.cache.dtype import set_cache_dtype
 from streamchat.cache.layers.codes import INT4
@@ -63,7 +75,10 @@ class Past:
 
 
 def logits_of(chat: Watched) -> Tensor:
-    """The next token's logits, with the state as it was before."""
+    """The next token's logits, with the state as it was before. After a turn, the engine also uses the cache."""
+    count = len(chat.of(ev.TextCounted)) + 1
+    chat.engine.send(CountTokens("once it is idle"))
+    chat.wait(ev.TextCounted, count)
     conversation = chat.conversation
     before = checkpoint.capture(conversation.cache)
     history, conversation.cache.history = conversation.cache.history, None
