@@ -57,8 +57,8 @@ class LlamaStream:
         """Number of cached tokens."""
         return int(self._llama.n_tokens)
 
-    def feed(self, ids: Tensor, keep: int = 0) -> Tensor:
-        """Feed (n,) ids; return logits (n, vocabulary) in float32, or of the last `keep` tokens."""
+    def feed(self, ids: Tensor) -> Tensor:
+        """Feed (n,) ids; return logits (n, vocabulary) in float32."""
         excess = self.length + len(ids) - self._budget
         if excess > 0:
             cached = self.length
@@ -69,7 +69,7 @@ class LlamaStream:
             self._llama.n_tokens -= drop
         first = self.length
         self._llama.eval(ids.tolist())
-        return torch.from_numpy(self._llama.scores[first : self.length].copy())[-keep:]
+        return torch.from_numpy(self._llama.scores[first : self.length].copy())
 
 
 def main() -> None:
