@@ -131,11 +131,11 @@ MUTANTS = (
     Mutant(
         "originals are rotated like slots",
         "moves.c",
-        "rotate_part(m, token, TO_ORIGINALS, x)",
-        "rotate_part(m, token, TO_SLOTS, x)",
+        "rotate(m, dim, token, TO_ORIGINALS, x)",
+        "rotate(m, dim, token, TO_SLOTS, x)",
     ),
     Mutant("the first dimensions are always rotated", "moves.c", "    x += m->first_dim;\n", ""),
-    Mutant("all tokens are rotated by the first angles", "moves.c", "m->cos + (long)token * m->pairs", "m->cos"),
+    Mutant("all tokens are rotated by the first angles", "moves.c", "m->cos + (long)token * pairs", "m->cos"),
     Mutant(
         "the scale of the token before", "moves.c", "h * m->scale_stride + token", "h * m->scale_stride + token / 2"
     ),

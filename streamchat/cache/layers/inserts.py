@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,13 +13,15 @@ from streamchat.cache.layers.fronts import save_originals, write_fronts
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.mover import Move
 from streamchat.cache.layers.slots import (
+    ORIGINAL,
     CopiedStates,
     open_front,
     originals_of,
     read_originals,
     set_originals,
 )
-from streamchat.cache.layers.storage import PARTS, head_dim, parts_of
+from streamchat.cache.layers.storage import PARTS, Raw, head_dim, parts_of
+from streamchat.cache.positions.rotation import TensorRotation
 
 Originals = tuple[Tensor, Tensor]
 """Unrotated float32 keys and values, (batch, num_kv_heads, tokens, head_dim) each."""
@@ -37,29 +39,46 @@ def unrotated(
         position: Absolute position of the first of these.
         wanted: First and last + 1 of those to return, counted from the first one.
     """
-    first, stop = wanted
     moves: list[Move] = []
-    result: list[Originals] = []
-    for i, layer in enumerate(layers):
-        state, known = slots.of(i), originals_of(originals.of(i)) if originals else None
-        pair = []
-        for part, name in enumerate(PARTS):
-            raw = parts_of(name, state)
-            batch, heads, _, _ = raw[""].shape
-            whole = torch.empty(batch, heads, stop - first, head_dim(raw[""]))
-            start = first
-            if known is not None and known[part].shape[2] > first:
-                start = min(stop, known[part].shape[2])
-                whole[:, :, : start - first] = known[part][:, :, first:start]
-            if start < stop:
-                rest = {name: tensor.narrow(2, start, stop - start) for name, tensor in raw.items()}
-                rotation = layer.rotation.values if part else layer.rotation.keys
-                moves.append(Move(rest, whole[:, :, start - first :], rotation, position + start))
-            pair.append(whole)
-        result.append((pair[0], pair[1]))
+    found: tuple[dict[int, Tensor], ...] = ({}, {})
+    for part, name in enumerate(PARTS):
+        rotations = [layer.rotation.values if part else layer.rotation.keys for layer in layers]
+        for alike, raw in _groups(slots, name, rotations):
+            known = originals.stack(f"{ORIGINAL}{name}s", alike) if originals else None
+            whole, start = _begun(raw[""], known, wanted)
+            found[part].update(zip(alike, whole.unbind(), strict=True))
+            if start < wanted[1]:
+                rest = {each: x.flatten(0, 1).narrow(2, start, wanted[1] - start) for each, x in raw.items()}
+                missing = whole.flatten(0, 1)[:, :, start - wanted[0] :]
+                moves.append(Move(rest, missing, rotations[alike[0]], position + start))
     if moves:
         layers[0].mover.read_slots(moves)
-    return result
+    return [(found[0][i], found[1][i]) for i in range(len(layers))]
+
+
+def _groups(
+    slots: CopiedStates, name: str, rotations: Sequence[TensorRotation | None]
+) -> Iterator[tuple[list[int], Raw]]:
+    """Yield layers whose keys or values have the same shape and rotation, and their parts (layers, batch, ...)."""
+    names = {each for each, _, _ in slots.stacks if each.startswith(name)}
+    for each, indices, _ in slots.stacks:
+        if each == f"{name}s":
+            groups: dict[TensorRotation | None, list[int]] = {}
+            for i in indices:
+                groups.setdefault(rotations[i], []).append(i)
+            for alike in groups.values():
+                yield alike, parts_of(name, {part: slots.stack(part, alike) for part in names})
+
+
+def _begun(slots: Tensor, known: Tensor | None, wanted: Run) -> tuple[Tensor, int]:
+    """Return a stack for the originals of `wanted` that has the known ones, and the first token that is not known."""
+    first, stop = wanted
+    stack = torch.empty(*slots.shape[:3], stop - first, head_dim(slots))
+    if known is None or known.shape[3] <= first:
+        return stack, first
+    start = min(stop, known.shape[3])
+    stack[:, :, :, : start - first] = known[:, :, :, first:start]
+    return stack, start
 
 
 def save_insert(layers: Sequence[StreamingLayer], at: int) -> StateBefore:

@@ -97,6 +97,14 @@ class CopiedStates:
         """Return views of the state of a layer."""
         return {name: stack[layers.index(layer)] for name, layers, stack in self.stacks if layer in layers}
 
+    def stack(self, name: str, layers: Sequence[int]) -> Tensor:
+        """Return the tensors of layers that are in the same stack, (layers, batch, heads, slots, ...)."""
+        for each, indices, stack in self.stacks:
+            if each == name and layers[0] in indices:
+                same = list(indices) == list(layers)
+                return stack if same else stack[[indices.index(layer) for layer in layers]]
+        raise KeyError(name)
+
 
 def narrowed(states: CopiedStates, first: int, count: int) -> CopiedStates:
     """Return views of `count` slots from slot `first` on."""

@@ -69,7 +69,11 @@ INLINE bfloat16 round_head(float *x, int dim, int format, int searches, char *to
         most = size > most ? size : most;
     }
     largest = float_of(most);
-    for (int i = 0; i < (searches ? SHARES : 1); i++) {
+    if (!searches) {
+        best = largest < 1e-30f ? 0 : rounded_up(largest / limit);
+        round_with(x, dim, best, limit, codes);
+    }
+    for (int i = 0; searches && i < SHARES; i++) {
         bfloat16 scale = largest < 1e-30f ? 0 : rounded_up(largest * shares[i] / limit);
         float exact = from_bfloat16(scale), error = 0.0f;
         round_with(x, dim, scale, limit, found);

@@ -9,10 +9,9 @@
 enum { TO_SLOTS = 1, TO_ORIGINALS = -1 };
 
 /* Rotates `2 * pairs` elements of a head by the angles of a token, or back. */
-INLINE void rotate_part(const Move *m, int token, float direction, float *x) {
-    const float *cos = m->cos + (long)token * m->pairs, *sin = m->sin + (long)token * m->pairs;
+INLINE void rotate_part(const Move *m, int pairs, int token, float direction, float *x) {
+    const float *cos = m->cos + (long)token * pairs, *sin = m->sin + (long)token * pairs;
     float turned[MAX_DIM];
-    int pairs = m->pairs;
     x += m->first_dim;
     if (m->is_interleaved)
         for (int d = 0; d < pairs; d++) {
@@ -29,42 +28,59 @@ INLINE void rotate_part(const Move *m, int token, float direction, float *x) {
     memcpy(x, turned, sizeof(float) * 2 * (size_t)pairs);
 }
 
-static void write_head(const Move *m, int token, const float *from, char *to, uint16_t *scale) {
-    float x[MAX_DIM];
-    memcpy(x, from, sizeof(float) * (size_t)m->dim);
-    if (m->cos)
-        rotate_part(m, token, TO_SLOTS, x);
-    encode_head(x, m->dim, m->format, m->searches, to, scale);
+INLINE void rotate(const Move *m, int dim, int token, float direction, float *x) {
+    if (2 * m->pairs == dim)
+        rotate_part(m, dim / 2, token, direction, x);
+    else
+        rotate_part(m, m->pairs, token, direction, x);
 }
 
-static void read_head(const Move *m, int token, const char *from, const uint16_t *scale, float *x) {
-    int dim = m->dim;
+INLINE void write_head(const Move *m, int dim, int token, const float *from, char *to, uint16_t *scale) {
+    float x[MAX_DIM];
+    memcpy(x, from, sizeof(float) * (size_t)dim);
+    if (m->cos)
+        rotate(m, dim, token, TO_SLOTS, x);
+    encode_head(x, dim, m->format, m->searches, to, scale);
+}
+
+INLINE void read_head(const Move *m, int dim, int token, const char *from, const uint16_t *scale, float *x) {
     if (has_scales(m->format)) {
         widen_heads(from, scale, m->format, 1, dim, x);
         turn(x, dim);
     } else if (m->format == FLOAT32)
         memcpy(x, from, sizeof(float) * (size_t)dim);
+    else if (m->format == BFLOAT16)
+        for (int d = 0; d < dim; d++)
+            x[d] = from_bfloat16(((const bfloat16 *)from)[d]);
     else
-        for (int d = 0; d < dim; d++) {
-            uint16_t bits = ((const uint16_t *)from)[d];
-            x[d] = m->format == BFLOAT16 ? from_bfloat16(bits) : from_float16(bits);
-        }
+        for (int d = 0; d < dim; d++)
+            x[d] = from_float16(((const float16 *)from)[d]);
     if (m->cos)
-        rotate_part(m, token, TO_ORIGINALS, x);
+        rotate(m, dim, token, TO_ORIGINALS, x);
 }
 
-static void move(const Move *m, int direction) {
-    long each = head_bytes(m->format, m->dim);
+INLINE void move_heads(const Move *m, int dim, int direction) {
+    long each = head_bytes(m->format, dim);
     for (int h = 0; h < m->heads; h++)
         for (int token = 0; token < m->tokens; token++) {
-            float *original = m->originals + h * m->original_stride + (long)token * m->dim;
+            float *original = m->originals + h * m->original_stride + (long)token * dim;
             char *slot = m->slots + h * m->head_stride_bytes + token * each;
             uint16_t *scale = scale_at(m->scales, h * m->scale_stride + token);
             if (direction == TO_SLOTS)
-                write_head(m, token, original, slot, scale);
+                write_head(m, dim, token, original, slot, scale);
             else
-                read_head(m, token, slot, scale, original);
+                read_head(m, dim, token, slot, scale, original);
         }
+}
+
+/* Compilers keep heads of a known size in registers. */
+static void move(const Move *m, int direction) {
+    if (m->dim == 64)
+        move_heads(m, 64, direction);
+    else if (m->dim == 128)
+        move_heads(m, 128, direction);
+    else
+        move_heads(m, m->dim, direction);
 }
 
 typedef struct {
