@@ -154,8 +154,11 @@ class EvictedWriter:
 
     def _append(self, job: _Job) -> None:
         session = job.session
-        self._pages.append(session, job.page, to_bytes(job.tokens, job.kind), self.limits.file)
-        last = self._pages.limit(session, self.limits.session, self.limits.in_all)
+        data = to_bytes(job.tokens, job.kind)
+        limits = self.limits
+        # before the page is written, so that the archive never exceeds its limits
+        last = self._pages.limit(session, limits.session - len(data), limits.in_all - len(data), limits.file)
+        self._pages.append(session, job.page, data, limits.file)
         self._has_failed = False
         if last:
             _log.info("the oldest evicted tokens of %s were deleted, up to those of turn %d", session, last)

@@ -203,30 +203,30 @@ class EvictedPages:
         folders = [path for path in self._root.iterdir() if path.is_dir()] if self._root.is_dir() else []
         return {path.name: sum(size for _, _, size in _files(path)) for path in folders}
 
-    def limit(self, session: str, most: int, most_in_all: int) -> int:
+    def limit(self, session: str, most: int, most_in_all: int, file_bytes: int = FILE_BYTES) -> int:
         """Delete the oldest files of `session` beyond `most` bytes, then of any session beyond `most_in_all` bytes.
 
-        The files that are being written are not deleted.
+        The files to which the next pages are appended, because they are smaller than `file_bytes`, are not deleted.
 
         Returns:
             The number of the last turn of `session` whose evicted tokens were deleted; 0 if none were.
         """
         own = _files(self.folder(session))
-        deleted = self._shrink([(at, session, number, size) for at, number, size in own], most, session)
+        deleted = self._shrink([(at, session, number, size) for at, number, size in own], most, session, file_bytes)
         everything = [
             (at, path.name, number, size)
             for path in (self._root.iterdir() if self._root.is_dir() else ())
             if path.is_dir()
             for at, number, size in _files(path)
         ]
-        return max(deleted, self._shrink(everything, most_in_all, session))
+        return max(deleted, self._shrink(everything, most_in_all, session, file_bytes))
 
-    def _shrink(self, files: Sequence[tuple[float, str, int, int]], most: int, session: str) -> int:
+    def _shrink(self, files: Sequence[tuple[float, str, int, int]], most: int, session: str, file_bytes: int) -> int:
         total, last = sum(size for *_, size in files), 0
         for _, owner, number, size in sorted(files):
             if total <= most:
                 break
-            if self._current.get(owner) == number:
+            if self._current.get(owner) == number and size < file_bytes:
                 continue
             total -= size
             last = max(last, self._delete_file(owner, number, session))

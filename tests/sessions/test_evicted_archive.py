@@ -229,9 +229,27 @@ def test_the_oldest_files_are_deleted_beyond_the_limits(database: Path) -> None:
         assert all(pages.read(page) == bytes([page[0].turn]) * 1000 for page in pages.pages(one))
         assert pages.limit(one, 6_000, 9_000) == 0  # the other session's are older
         assert pages.sizes() == {one: 6_000, other: 2_000}
-        assert pages.limit(one, 1, 1) > 0  # the files that are being written stay
-        assert set(pages.sizes()) == {one, other}
-        assert pages.pages(one)
+        assert pages.limit(one, 1, 1, file_bytes=3_000) > 0  # the files to which pages are appended stay
+        assert pages.sizes() == {one: 2_000, other: 2_000}
+        assert [page.turn for page, _ in pages.pages(one)] == [9, 10]
+        assert pages.limit(one, 1, 1, file_bytes=2_000) == 10  # now they are full
+        assert pages.sizes() == {one: 0, other: 0}
+
+
+def test_the_archive_never_exceeds_its_limits(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamchat.sessions.evicted_writer.SMALLEST_FILE", 1)
+    monkeypatch.setattr("streamchat.sessions.evicted_archive.MEGABYTE", 20_000)
+    append, sizes = EvictedPages.append, list[int]()
+
+    def watched(pages: EvictedPages, *args: Any) -> None:
+        append(pages, *args)
+        sizes.append(sum(pages.sizes().values()))
+
+    monkeypatch.setattr(EvictedPages, "append", watched)
+    with running(store=database, archive_session_mb=4, archive_total_mb=3) as chat:
+        talk(chat, 20)
+        wait_for_writer(chat)
+    assert 40_000 < max(sizes) <= 60_000
 
 
 def test_the_limit_of_a_session_is_told_once(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:

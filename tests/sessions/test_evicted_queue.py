@@ -35,6 +35,7 @@ class Pages:
         self.free.set()
         self.written: list[tuple[str, int]] = []
         self.limits: list[tuple[Any, ...]] = []
+        self.room: dict[str, tuple[int, int, int]] = {}
         self.dropped: list[tuple[str, int]] = []
         self.deleted_to = 0
         self.error: Exception | None = None
@@ -48,10 +49,13 @@ class Pages:
         assert tokens is not None
         assert tokens.runs == page.runs
         self.written.append((session, page.turn))
-        self.limits.append((file_bytes,))
+        of_session, in_all, of_file = self.room.pop(session)
+        assert of_file == file_bytes
+        self.limits.append((session, file_bytes, of_session + len(data), in_all + len(data)))
 
-    def limit(self, session: str, of_session: int, in_all: int) -> int:
-        self.limits[-1] += (session, of_session, in_all)
+    def limit(self, session: str, of_session: int, in_all: int, file_bytes: int) -> int:
+        """Called before a page is written, with the limits less its size."""
+        self.room[session] = of_session, in_all, file_bytes
         return self.deleted_to
 
     def drop_from(self, session: str, turn: int) -> None:
@@ -101,7 +105,7 @@ def test_pages_are_written_in_order_and_within_the_limits() -> None:
     desk.put(3, 4, 5)
     desk.writer.close()
     assert desk.pages.written == [("s", 3), ("s", 4), ("s", 5)]
-    assert set(desk.pages.limits) == {(8 * MIB, "s", 64 * MIB, 96 * MIB)}
+    assert set(desk.pages.limits) == {("s", 8 * MIB, 64 * MIB, 96 * MIB)}
     assert (desk.told, desk.writer._bytes, desk.writer._thread) == ([], 0, None)
 
 
