@@ -1,6 +1,7 @@
-"""Shows what `/rewind` and `/fork` promise, in long chats with a tiny model.
+"""Shows what `/rewind` and `/fork` promise, in long chats with a tiny model, or `rewind` with any.
 
     python -m tools.time_travel rewind               # to each of the last 64 turns of 300
+    python -m tools.time_travel rewind --model default --cache-size 256 --kv-dtype int8
     python -m tools.time_travel forks --turns 1000   # two forks, which must not mix
 
 `rewind` starts from the last turn each time. It compares the logits with those that were saved then, bit for bit, and
@@ -26,7 +27,8 @@ from streamchat.base import events as ev
 from streamchat.base.requests import Fork, OpenSession, Rewind, Submit
 from streamchat.cache import checkpoint
 from streamchat.cache.dtype import set_cache_dtype
-from streamchat.cache.layers.codes import INT4
+from streamchat.cache.layers.codes import INT4, CacheDtype
+from streamchat.models.load import LoadedModel, load_model
 from streamchat.store.store import Store
 from tests.support.real_engine import tiny_loaded
 from tools.crash import Chat, open_chat
@@ -61,15 +63,16 @@ def talk(chat: Chat, first: int, last: int, text: str) -> dict[int, Tensor]:
     return logits
 
 
-def rewind(folder: Path, turns: int, kv: str) -> list[tuple[float, float]]:
+def rewind(
+    loaded: LoadedModel, folder: Path, turns: int, cache_size: int, dtype: CacheDtype
+) -> list[tuple[float, float]]:
     """Rewind a chat of `turns` turns to each of the last `LAST` ones; return times and CPU times in seconds.
 
     Raises:
         AssertionError: The logits differ, or a turn was not exact.
     """
-    loaded = tiny_loaded()
-    set_cache_dtype(loaded.model, DTYPES[kv])
-    chat = open_chat(loaded, folder / "streamchat.db", None, cache_size=128, max_new_tokens=8)
+    set_cache_dtype(loaded.model, dtype)
+    chat = open_chat(loaded, folder / "streamchat.db", None, cache_size=cache_size, max_new_tokens=8)
     logits = talk(chat, 1, turns, "question number")
     session = chat.owner.archive.session
     assert session is not None
@@ -143,6 +146,8 @@ def main() -> int:
     parser.add_argument(
         "--kv-dtype", choices=tuple(DTYPES), default="float32", help="how keys and values are stored (default: float32)"
     )
+    parser.add_argument("--model", help="model of `rewind` (default: a tiny one with random weights)")
+    parser.add_argument("--cache-size", type=int, default=128, help="budget of `rewind` (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -151,7 +156,8 @@ def main() -> int:
             forks(Path(name), args.turns or 1000)
             print(f"two forks of {args.turns or 1000} turns never mixed ({time.perf_counter() - started:.0f} s)")
         else:
-            times = rewind(Path(name), args.turns or 300, args.kv_dtype)
+            loaded = load_model(args.model, device="cpu") if args.model else tiny_loaded()
+            times = rewind(loaded, Path(name), args.turns or 300, args.cache_size, DTYPES[args.kv_dtype])
             print(f"rewound to each of the last {LAST} of {args.turns or 300} turns, equal to the bit")
             for label, column in zip(("time", "CPU time"), zip(*times, strict=True), strict=True):
                 milliseconds = [1000 * seconds for seconds in column]
