@@ -7,6 +7,7 @@ number of originals, and the form of the cache therefore determine a state.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -54,7 +55,7 @@ class PastState:
         return sum(stop - first for first, stop in self.runs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Source:
     """Some tokens, and functions that return their content in a layer: a state whose first slot is slot 0."""
 
@@ -185,24 +186,31 @@ def _layer(
 ) -> SlotState:
     """Return the state of a layer, as `StreamingLayer.state` returned it then, on the CPU."""
     assert layer.storage is not None
+    read = functools.cache(lambda source: source.read(index))  # several pieces have the same source
     state: SlotState = {}
     fixed = layer.rotation.values is None
     for name, part in layer.storage.raw(0, 1).items():
         state[name] = part.new_empty((*part.shape[:2], past.length, *part.shape[3:]), device="cpu")
         for piece in values if fixed and name.startswith("value") else keys:
-            _copy(state[name], piece, piece.source.read(index)[name])
+            _copy(state[name], piece, read(piece.source)[name])
     if past.originals:
-        state |= _front(index, layer, past, first, state)
+        state |= _front(read, layer, past, first, state)
     return state
 
 
-def _front(index: int, layer: StreamingLayer, past: PastState, pieces: Sequence[_Piece], state: SlotState) -> SlotState:
+def _front(
+    read: Callable[[_Source], SlotState],
+    layer: StreamingLayer,
+    past: PastState,
+    pieces: Sequence[_Piece],
+    state: SlotState,
+) -> SlotState:
     """Write the first slots of `state` from their originals; return the originals."""
     assert layer.storage is not None
-    some = originals_of(pieces[0].source.read(index))
+    some = originals_of(read(pieces[0].source))
     both = [x.new_empty((*x.shape[:2], past.originals, x.shape[3]), device="cpu") for x in some]
     for piece in pieces:
-        for whole, part in zip(both, originals_of(piece.source.read(index)), strict=True):
+        for whole, part in zip(both, originals_of(read(piece.source)), strict=True):
             _copy(whole, piece, part)
     moved = [x.to(layer.storage.device) for x in both]
     storage = new_storage(moved[0], moved[1], past.originals, layer.storage.dtype)
