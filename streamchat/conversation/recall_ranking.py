@@ -18,6 +18,8 @@ COMMON = 0.25
 """A word in more than this share of the passages does not count ..."""
 FEW = 8
 """... unless it is in at most this number of them."""
+MOST_PASSAGES = 500
+"""A word in more passages than this does not count either: the time to rank must not grow with the conversation."""
 NAME_WEIGHT = 1.5
 """Weight of a number, or of a word with a capital letter inside a sentence."""
 UNKNOWN_WEIGHT = 0.5
@@ -61,9 +63,10 @@ def rank(message: str, index: PassageIndex) -> list[Match]:
     scores: dict[int, float] = {}
     counts: dict[int, int] = {}
     total = 0.0
+    most = max(FEW, min(int(COMMON * index.count), MOST_PASSAGES))
     for word, weight in weights.items():
-        found = index.having(word)
-        if len(found) > max(FEW, COMMON * index.count):
+        found = index.having(word, most)
+        if found is None:
             continue
         weight *= 1.0 if found else UNKNOWN_WEIGHT
         weight *= math.log(1 + (index.count - len(found) + 0.5) / (len(found) + 0.5))

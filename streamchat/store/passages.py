@@ -58,10 +58,17 @@ class PassageIndex:
         self._connection.execute("DELETE FROM passages WHERE rowid > ?", (count,))
         self.count = min(self.count, count)
 
-    def having(self, word: str) -> list[int]:
-        """Return the numbers of the passages with one of `words_of` a text, in ascending order."""
-        rows = self._connection.execute("SELECT rowid FROM passages WHERE passages MATCH ?", (_quoted(word),))
-        return [row[0] - 1 for row in rows]
+    def having(self, word: str, most: int) -> list[int] | None:
+        """Return the numbers of the passages with one of `words_of` a text, in ascending order.
+
+        Args:
+            word: The word.
+            most: If more passages have the word, None is returned, in the time that it takes to find so many.
+        """
+        rows = self._connection.execute(
+            "SELECT rowid FROM passages WHERE passages MATCH ? LIMIT ?", (_quoted(word), most + 1)
+        ).fetchall()
+        return None if len(rows) > most else [row[0] - 1 for row in rows]
 
     def bm25(self, words: Sequence[str]) -> list[tuple[int, float]]:
         """Return (number, score) of the passages with any of these words by FTS5's BM25, the best one first."""

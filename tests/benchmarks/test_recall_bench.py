@@ -108,7 +108,7 @@ def test_ranks_are_counted_by_the_kind_of_question(files: list[Path]) -> None:
 def test_a_paraphrase_shares_no_content_word_with_its_fact(fact: dict[str, str]) -> None:
     index = PassageIndex()
     index.add([fact["statement"]])
-    shared = {kind: [word for word in content_words(fact[kind]) if index.having(word)] for kind in fact}
+    shared = {kind: [word for word in content_words(fact[kind]) if index.having(word, 1)] for kind in fact}
     assert shared["direct"]
     assert shared["paraphrased"] == []
 

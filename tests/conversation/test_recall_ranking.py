@@ -76,14 +76,23 @@ def test_a_long_message_is_looked_up_by_its_start_and_end(monkeypatch: pytest.Mo
     asked: list[str] = []
     having = PassageIndex.having
 
-    def noted(index: PassageIndex, word: str) -> list[int]:
+    def noted(index: PassageIndex, word: str, most: int) -> list[int] | None:
         asked.append(word)
-        return having(index, word)
+        return having(index, word, most)
 
     monkeypatch.setattr(PassageIndex, "having", noted)
     words = [f"word{number}" for number in range(5000)]
     rank(" ".join(words), index_of(*FILLER))
     assert (asked[0], asked[-1], len(asked)) == ("word0", "word4999", 64)
+
+
+def test_a_common_word_is_looked_up_no_further_than_its_limit() -> None:
+    index = index_of(*["The lantern of the harbor."] * 40, "A violin.")
+    assert index.having("lantern", 40) == list(range(40))
+    assert index.having("lantern", 39) is None
+    assert index.having("lantern", 0) is None
+    assert index.having("violins", 1) == [40]  # by its stem
+    assert index.having("copper", 0) == []
 
 
 def test_planted_facts_rank_as_well_as_with_plain_bm25() -> None:
@@ -148,8 +157,8 @@ def test_passages_follow_undo_and_other_turns_in_the_same_place() -> None:
     running.end = None
     passages.update()
     assert [passages.text_of(passage) for passage in passages.all] == ["The safe is green.", "The shed is red."]
-    assert [len(passages.index.having(word)) for word in ("safe", "gate", "shed", "kiosk")] == [1, 0, 1, 0]
+    assert [len(passages.index.having(word, 9) or []) for word in ("safe", "gate", "shed", "kiosk")] == [1, 0, 1, 0]
     log.clear()
     add(log, "The vault is black.")
     passages.update()
-    assert [len(passages.index.having(word)) for word in ("safe", "shed", "vault")] == [0, 0, 1]
+    assert [len(passages.index.having(word, 9) or []) for word in ("safe", "shed", "vault")] == [0, 0, 1]

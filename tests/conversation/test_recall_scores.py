@@ -20,8 +20,9 @@ class Index:
     def __init__(self, passages: list[set[str]]) -> None:
         self.passages, self.count = passages, len(passages)
 
-    def having(self, word: str) -> list[int]:
-        return [number for number, words in enumerate(self.passages) if word in words]
+    def having(self, word: str, most: int) -> list[int] | None:
+        found = [number for number, words in enumerate(self.passages) if word in words]
+        return found if len(found) <= most else None
 
 
 def ranked(message: str, passages: list[set[str]]) -> list[Match]:
@@ -67,7 +68,11 @@ def test_scores_are_those_of_the_definition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "having", "is_found"), [(20, 8, True), (20, 9, False), (40, 10, True), (40, 11, False)]
+    ("count", "having", "is_found"),
+    [
+        *[(20, 8, True), (20, 9, False), (40, 10, True), (40, 11, False), (43, 10, True), (43, 11, False)],
+        *[(1999, 499, True), (1999, 500, False), (8000, 500, True), (8000, 501, False)],
+    ],
 )
 def test_a_word_of_many_passages_does_not_count(count: int, having: int, is_found: bool) -> None:
     passages = [{"harbor", "lantern"}, *[{"harbor"}] * (having - 1), *[{"other"}] * (count - having)]
@@ -110,7 +115,7 @@ def test_the_newer_of_two_passages_scores_up_to_a_twentieth_more() -> None:
 def test_the_index_is_asked_for_folded_words() -> None:
     asked: list[str] = []
 
-    def having(word: str) -> list[int]:
+    def having(word: str, most: int) -> list[int]:
         asked.append(word)
         return []
 
