@@ -73,6 +73,7 @@ def block(text: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 async def test_prompts_stream_and_a_session_is_loaded_elsewhere(tmp_path: Path) -> None:
     async with editing() as editor:
         conn = editor.conn
@@ -119,6 +120,7 @@ async def test_prompts_stream_and_a_session_is_loaded_elsewhere(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 async def test_a_reply_is_cancelled_and_the_session_continues(tmp_path: Path) -> None:
     async with editing("--max-new-tokens", "1000000", "--temperature", "0", ENDLESS="1") as editor:
         session = (await editor.conn.new_session(cwd=str(tmp_path), mcp_servers=[])).session_id
@@ -134,6 +136,7 @@ async def test_a_reply_is_cancelled_and_the_session_continues(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 async def test_a_prompt_that_waits_is_cancelled_and_the_one_before_it_continues(tmp_path: Path) -> None:
     async with editing("--max-new-tokens", "1000000", "--temperature", "0", ENDLESS="1") as editor:
         conn = editor.conn
@@ -181,6 +184,7 @@ async def test_a_line_that_is_not_a_message_is_answered_with_an_error(line: byte
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 async def test_lines_that_are_not_messages_do_not_end_the_agent(tmp_path: Path) -> None:
     editor = Editor()
     async with acp.spawn_agent_process(editor, sys.executable, FACE, *FLAGS, env=dict(os.environ)) as (conn, process):

@@ -96,6 +96,7 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return events
 
 
+@pytest.mark.usefixtures("compiled_kernels")
 def test_a_run_of_streamchat_decodes_on_a_full_cache_while_the_loops_run(folder: Path, loops: list[str]) -> None:
     run = busy.measure_streamchat(configuration(folder), 5, 3)
     assert loops == ["3 loops", "over"]
@@ -154,6 +155,7 @@ def test_runs_take_turns_and_the_first_one_is_not_counted(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--cache-size", "64", "--rounds", "1", "--new-tokens", "2", "--dtype", "float32"]
     assert cli.main(["bench", "--busy", "1", "--model", str(folder), *sizes, "--json"]) == ExitCode.OK

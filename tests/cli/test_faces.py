@@ -125,6 +125,7 @@ async def test_the_app_on_a_real_engine_shows_what_the_layers_hold() -> None:
         assert driver.turns[0].visibility.evicted
 
 
+@pytest.mark.usefixtures("compiled_kernels")
 def test_the_default_model_answers_in_a_pipe(default_model_home: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "streamchat", "--temperature", "0"],

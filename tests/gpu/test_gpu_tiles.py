@@ -270,10 +270,10 @@ def test_fused_kernels_decode_with_the_tiles(
     model = make(name)
     assert use(model, kind, decode="fused")[0] == kind
     plain = dequantized(model)
-    expected = stream(plain, cache_of(plain, 16), text(21), 8)
+    expected = stream(plain, cache_of(plain, 16), text(19), 8)
     graphs = RecordedLaunches()
     assert install_captured(model, graphs.record, "fused")
-    found = stream(model, cache_of(model, 16), text(21), 8)
+    found = stream(model, cache_of(model, 16), text(19), 8)
     assert uses_fused_kernels(model)
     assert graphs.replays > 3
     assert not caplog.records

@@ -268,7 +268,7 @@ def test_one_exchange_does_not_recognize_a_session(api: Running) -> None:
 
 @pytest.mark.parametrize(
     ("live", "clients", "turns"),
-    [(1, 4, 6), (2, 4, 6), (4, 4, 6), pytest.param(2, 2, 500, marks=pytest.mark.slow)],
+    [(1, 4, 6), (2, 4, 6), (4, 4, 6), pytest.param(2, 2, 120, marks=pytest.mark.slow)],
 )
 def test_interleaved_sessions_never_mix(tmp_path: Path, live: int, clients: int, turns: int) -> None:
     """Clients at the same time, each with its own words: every session has the ids of a chat of its own."""

@@ -8,6 +8,7 @@ import torch
 from streamchat.decode.fused.sizes import Sizes
 from streamchat.decode.fused.step import supports
 from tests.support.interpreter import needs_interpreter, patch_once
+from tools import fused_sizes
 from tools.fused_kernels import META, SHAPES, Shape, spec_of
 from tools.fused_sizes import VARIANTS, bytes_per_token, measure_shape
 
@@ -35,6 +36,8 @@ def test_variants_are_sizes() -> None:
 @pytest.mark.parametrize("weights", ["native", "int4"])
 def test_variants_are_measured_and_compared(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "overlap", {"overlap": True})
+    monkeypatch.setattr(fused_sizes, "SLOTS", 192)
+    monkeypatch.setattr(fused_sizes, "LIVE", 80)
     patch_once()
     found = list(measure_shape("small", SMALL, weights, ["default", "8 rows", "overlap"], torch.device("cpu"), 1))
     assert [each.variant for each in found] == ["default", "8 rows", "overlap"]

@@ -47,6 +47,7 @@ def program(*arguments: str, said: str = "") -> str:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX file locks")
+@pytest.mark.usefixtures("compiled_kernels")
 async def test_a_search_in_the_app_and_other_programs_lose_nothing(tmp_path: Path) -> None:
     model = save(tiny_llama(), tmp_path / "model")
     settings = Settings(max_new_tokens=4, seed=1, cache_size=128)

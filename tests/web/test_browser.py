@@ -13,6 +13,7 @@ from tests.support.served_page import served
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@pytest.mark.usefixtures("compiled_kernels")
 def test_a_conversation_is_found_again_when_the_page_is_loaded_again(tmp_path: Path) -> None:
     folder = save(tiny_llama(max_position_embeddings=4096), tmp_path / "model")
     arguments = ["--model", str(folder), "--dtype", "float32", "--max-new-tokens", "8", "--temperature", "0"]

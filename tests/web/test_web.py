@@ -40,6 +40,7 @@ def model(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 def test_who_has_the_page_uses_no_file_of_the_machine(tmp_path: Path, secret: Path) -> None:
     """Neither reads one nor writes one; an export goes to the browser."""
     home = Path(os.environ["HOME"])
@@ -60,6 +61,7 @@ def test_who_has_the_page_uses_no_file_of_the_machine(tmp_path: Path, secret: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_kernels")
 def test_files_can_be_allowed(tmp_path: Path, secret: Path) -> None:
     """Relative names are those of the folder where the server was started."""
     os.chdir(tmp_path)
