@@ -172,8 +172,11 @@ def restore_backup(name: str | None, *, yes: bool) -> int:
         print_line("Nothing was restored.")
         return ExitCode.FAILURE
     moved = restore(database, backup)
-    count = session_count(backup)
-    print_line(f"Restored the backup of {when}, with {plural(count, 'session')}.")
+    try:
+        content = f", with {plural(session_count(backup), 'session')}"
+    except StoreError:  # the disk, or the number of open files: the backup is restored
+        content = ""
+    print_line(f"Restored the backup of {when}{content}.")
     if moved is not None:
         print_line(f"The previous database is now {moved}; only that file has the messages since then.")
     return ExitCode.OK

@@ -123,7 +123,13 @@ def set_aside(database: Path) -> list[Path]:
 
 def empty_database_notice(database: Path) -> str:
     """Return a notice if the database has no sessions and its newest intact backup has some; '' otherwise."""
-    if (backup := newest_sound_backup(database)) is None or not (count := session_count(backup)):
+    if (backup := newest_sound_backup(database)) is None:
+        return ""
+    try:
+        count = session_count(backup)
+    except StoreError:
+        return ""
+    if not count:
         return ""
     return (
         f"{database} has no sessions, but its newest backup has {count:,}; "
@@ -132,8 +138,12 @@ def empty_database_notice(database: Path) -> str:
 
 
 def session_count(backup: Backup) -> int:
-    """Return the number of sessions in an intact backup."""
-    with closing(open_backup(backup.path)) as connection:
+    """Return the number of sessions in an intact backup.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    with as_store_errors(backup.path), closing(open_backup(backup.path)) as connection:
         return int(connection.execute("SELECT count(*) FROM sessions").fetchone()[0])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from streamchat.base.errors import MissingSessionError, SessionError, StoreError
 from streamchat.store.database import Database, acquire, database_path, release
 from streamchat.store.evicted import EvictedPages
-from streamchat.store.failures import reads_rows
+from streamchat.store.failures import as_store_errors, reads_rows
 from streamchat.store.forks import Fork, adopt_children, insert_fork
 from streamchat.store.health import repair
 from streamchat.store.lock import SessionLock
@@ -264,8 +264,12 @@ class Store:
         Returns:
             Whether the text was removed from the files. If not, another program was using the database; the next
             program that opens it removes the text.
+
+        Raises:
+            StoreError: A file cannot be written; the session is not deleted.
         """
-        mark_pending(self.path)
+        with as_store_errors(self.path):
+            mark_pending(self.path)
         with self._open.write() as connection:
             adopt_children(connection, session)
             connection.execute("DELETE FROM sessions WHERE id = ?", (session,))

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from streamchat.base import paths
+from streamchat.base import atomic_files, paths
 from streamchat.base.errors import StoreError
 from streamchat.cli import main as cli
+from streamchat.commands import session_files
 from streamchat.commands.doctor_store import examine_database
 from streamchat.sessions.upkeep import Upkeep
 from streamchat.store import backup as backing
+from streamchat.store import restore as restoring
 from streamchat.store import schema
 from streamchat.store import scrub as scrubbing
 from streamchat.store.backup import back_up_daily, backup_folder, backups, is_due, newest_sound_backup, problem_of
@@ -729,6 +731,52 @@ def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.Mon
     assert said == (
         f"today's backup of {path} failed: No space left on device; free some disk space; the chat continues"
     )
+
+
+def test_a_deletion_that_cannot_be_noted_is_one_sentence_and_deletes_nothing(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [session, _] = filled(path, "sea", "hill")
+    write = atomic_files.write_text
+
+    def failing(target: Path, text: str, *, durable: bool) -> None:
+        if target == pending_mark(path):
+            raise OSError(errno.EIO, "Input/output error")
+        write(target, text, durable=durable)
+
+    monkeypatch.setattr("streamchat.store.scrub.write_text", failing)
+    code, _, err = run(capsys, "delete", session, "--yes")
+    assert (code, err.startswith(f"streamchat: {path} cannot be used: Input/output error; ")) == (5, True)
+    assert titles(path) == ["hill", "sea"]
+
+
+def test_a_restored_backup_that_cannot_be_read_again_is_restored_all_the_same(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(path, "sea")
+    back_up_daily(path)
+    damage(path)
+    move = restoring.restore
+
+    def then_fail(database: Path, backup: backing.Backup) -> Path | None:
+        moved = move(database, backup)
+        monkeypatch.setattr(restoring, "open_backup", lambda path: sqlite3.connect(f"{path}/none"))
+        return moved
+
+    monkeypatch.setattr(session_files, "restore", then_fail)
+    code, out, _ = run(capsys, "restore-backup", "--yes")
+    assert (code, out.startswith("Restored the backup of ")) == (0, True)
+    assert " session" not in out.partition("\n")[0]
+    assert titles(path) == ["sea"]
+
+
+def test_no_notice_about_a_backup_that_cannot_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(path, "sea")
+    made = back_up_daily(path)
+    assert made is not None
+    assert restoring.empty_database_notice(path).endswith(f"restore-backup {made.name}` restores it")
+    monkeypatch.setattr(restoring, "open_backup", lambda path: sqlite3.connect(f"{path}/none"))
+    assert restoring.empty_database_notice(path) == ""
 
 
 def test_a_full_disk_does_not_undo_a_deletion(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

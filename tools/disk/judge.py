@@ -96,7 +96,8 @@ class Judge:
     def _settings(self, promises: Promises) -> None:
         file = paths.config_dir() / "config.toml"
         found = {} if not file.exists() else dict(read_file(file).values)
-        wanted = (promises.before.settings, promises.after.settings)
+        after = promises.after
+        wanted = [promises.before.settings, after.settings, *filter(None, [after.settings_or])]
         _require(found in wanted, f"the settings are {found}, not one of {wanted}")
 
     def _typed(self, promises: Promises) -> None:

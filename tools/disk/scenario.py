@@ -72,6 +72,8 @@ class Truth:
     deleted: list[str] = field(default_factory=list)
     """Ids of deleted sessions. No file may have their cache, or `SECRET`, which was in their text."""
     settings: dict[str, Any] = field(default_factory=dict)
+    settings_or: dict[str, Any] = field(default_factory=dict)
+    """What they also may be: their last change failed, and may have been written."""
     typed: list[str] = field(default_factory=list)
     """What was typed; its newest lines may be lost in a power failure."""
     token: str = ""
@@ -292,8 +294,10 @@ class Scenario:
         try:
             write_settings(file, changes)
         except StreamchatError:  # they may have been written, and not flushed
-            if file.exists() and dict(read_file(file).values) == self.truth.settings | changes:
-                self.truth.settings |= changes
+            self.truth.settings_or = self.truth.settings | changes
+            with contextlib.suppress(StreamchatError):  # reading may fail as well
+                if file.exists() and dict(read_file(file).values) == self.truth.settings_or:
+                    self.truth.settings = self.truth.settings_or
             raise
         self.truth.settings |= changes
 
@@ -328,7 +332,7 @@ class Scenario:
         if index < len(self.ids):
             target = paths.data_dir().parent / name
             self.command("sessions", "export", self.ids[index], "--output", str(target))
-            if target.exists():
+            with contextlib.suppress(OSError):  # reading may fail as well
                 self.truth.exports[name] = hashlib.sha256(target.read_bytes()).hexdigest()
 
     def delete(self, index: int) -> None:
