@@ -297,9 +297,11 @@ class Scenario:
             self.truth.settings_or = self.truth.settings | changes
             with contextlib.suppress(StreamchatError):  # reading may fail as well
                 if file.exists() and dict(read_file(file).values) == self.truth.settings_or:
-                    self.truth.settings = self.truth.settings_or
+                    self.truth.settings = dict(self.truth.settings_or)
             raise
         self.truth.settings |= changes
+        if self.truth.settings_or:
+            self.truth.settings_or |= changes
 
     def type(self, text: str) -> None:
         """Add to the input history."""
