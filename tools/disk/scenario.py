@@ -352,7 +352,8 @@ class Scenario:
         names = sorted(path.name for path in (paths.data_dir() / "backups").glob("*.db"))
         if names and self.command("sessions", "restore-backup", names[-1], "--yes") == 0:
             try:
-                self.truth.sessions = _stored_sessions()
+                self.truth.sessions, running = _stored_sessions()
+                self.unsure |= running
             except StreamchatError:  # the backup is restored, and cannot be read here
                 self.unsure |= {*self.ids}
                 raise
@@ -367,19 +368,20 @@ class Scenario:
         return code
 
 
-def _stored_sessions() -> dict[str, SessionTruth]:
+def _stored_sessions() -> tuple[dict[str, SessionTruth], set[str]]:
+    """Return the saved sessions, and the ids of those whose newest turn was not saved to its end."""
     from streamchat.store.store import Store
 
+    found, running = dict[str, SessionTruth](), set[str]()
     with Store() as store:
-        return {
-            info.id: SessionTruth(
-                info.title,
-                [[turn.text, turn.reply] for turn in store.load(info.id).turns],
-                [list(run) for run in info.pins],
-                float(info.settings.get("temperature", 0)),
-            )
-            for info in store.sessions()
-        }
+        for info in store.sessions():
+            turns = store.load(info.id).turns
+            done = [[turn.text, turn.reply] for turn in turns if turn.state == "done"]
+            if len(done) < len(turns):
+                running.add(info.id)
+            pins = [list(run) for run in info.pins]
+            found[info.id] = SessionTruth(info.title, done, pins, float(info.settings.get("temperature", 0)))
+    return found, running
 
 
 def wait_for_upkeep() -> None:
