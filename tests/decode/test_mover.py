@@ -86,6 +86,19 @@ def states(of: Move) -> Tensor:
     return dequantize(of.slots[""], of.slots["scales"]) if "scales" in of.slots else of.slots[""].float()
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dim", [64, 256])
+def test_large_numbers_do_not_overflow_on_the_way(mover: CompiledMover, kind: str, dim: int) -> None:
+    """The sum of the numbers of a head is larger than float32 permits; their norm is not."""
+    ours = move(kind, dim, None)
+    large = torch.zeros_like(ours.originals)
+    large[..., 1], large[..., 5] = 1.5e38, -1.5e38
+    ours.originals.copy_(large)
+    mover.write_slots([ours])
+    mover.read_slots([ours])
+    torch.testing.assert_close(ours.originals, large, rtol=0, atol=1e36 if kind == "int8" else 2e37)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize(("dim", "how"), ROTATIONS)
 @pytest.mark.parametrize("batch", [1, 2])

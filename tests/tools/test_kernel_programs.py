@@ -12,10 +12,11 @@ import pytest
 from streamchat.kernels.check_matrices import MATRICES
 from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, K8V4
 from tools.kernel_programs.__main__ import main
-from tools.kernel_programs.bounded import Bounded, difference
+from tools.kernel_programs.bounded import EPS, Bounded, difference, normalize
 from tools.kernel_programs.builds import BUILDS, GROUPS, chosen
 from tools.kernel_programs.caches import CACHES, SINGLE, one_cache
 from tools.kernel_programs.coded import SEARCHED
+from tools.kernel_programs.experts import Mixture, with_shared
 from tools.kernel_programs.generate import random_program
 from tools.kernel_programs.mutants import MUTANTS, mutate, notice
 from tools.kernel_programs.runner import Batch, Fault
@@ -125,6 +126,37 @@ def test_results_are_compared_with_bounds() -> None:
         found = np.array([1.0, 2.0, np.nan, np.inf, 0.0])
         found[at] = wrong
         assert f"at [{at}]" in difference(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "is_any"),
+    [([1e17, 1.0, 1e17], [1e22, 1e22, 1.0], [True, False, False]), ([1e-22, 0.0], [1e-22, 1.0], [False, False])],
+    ids=["overflow", "subnormal"],
+)
+def test_the_factors_of_a_norm_may_be_multiplied_in_any_order(
+    x: list[float], weight: list[float], is_any: list[bool]
+) -> None:
+    rows, weights = np.array([x], np.float32), np.array(weight, np.float32)
+    expected = normalize(Bounded.of(rows), weights, None, 1e-12, is_layer_norm=False)
+    assert np.isinf(expected.error).tolist() == [is_any]
+    scale = np.float32(1 / np.sqrt((rows.astype(float) ** 2).mean() + 1e-12))
+    with np.errstate(over="ignore"):
+        found = rows * weights * scale
+    assert difference(found.astype(float), expected) == ""
+
+
+def test_each_expert_rounds_the_sum_with_the_shared_result() -> None:
+    m = Mixture(
+        num=4, top_k=4, count=1, columns=1, width=1, bits=32, kind=2, function=1, is_normalized=True, has_gate=False
+    )
+    shared, part = np.ones((1, 1)), np.full((1, 1), 0.99 * EPS)
+    total = np.float32(shared)
+    for _ in range(m.top_k):
+        total += np.float32(part)
+    assert total == 1.0
+    expected = with_shared(m, Bounded.of(m.top_k * part), Bounded.of(shared))
+    assert difference(total.astype(float), expected) == ""
+    assert difference(total - 5 * EPS, expected) != ""
 
 
 def test_groups_name_builds(capsys: pytest.CaptureFixture[str]) -> None:

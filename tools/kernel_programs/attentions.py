@@ -261,7 +261,7 @@ def _weighted(h: Heads, shares: Array, relative: Array, seen: Array, values: Bou
     doubtful = shares * relative
     error = doubtful @ size + np.abs(value) * doubtful.sum(-1, keepdims=True) + (shares * (1 + relative)) @ values.error
     error = error + bounded.sum_error(shares.shape[-1]) * (shares @ size) + FLOOR * size.sum(1, keepdims=True)
-    error = error + h.caches.values.share_error(shares, plain)
+    error = error + h.caches.values.share_error(np.minimum(shares * (1 + relative), 1.0), plain)
     odd = is_odd.astype(float)
     shown = np.broadcast_to(seen, shares.shape).astype(float) @ odd > 0
     value = np.where(shown, np.nan, value)  # also if its share vanishes

@@ -111,8 +111,10 @@ def normalize(x: Bounded, weight: Array, bias: Array | None, eps: float, is_laye
     plain = np.abs(centered * scale * weight)
     error = np.abs(weight) * scale * error * (1 + np.minimum(relative, 1)) + plain * relative
     error = error + 4 * EPS * (plain + (0 if bias is None else np.abs(bias)))
-    error = error + 2.0**-148 * np.abs(centered)  # scale * weight may be subnormal
-    risky = (variance * width > LARGE) | ~np.isfinite(variance) | (np.abs(weight) * scale > LARGE)
+    # the three factors are multiplied in any order: the product of two may be subnormal, or overflow
+    error = error + 2.0**-148 * (np.abs(centered) + scale + np.abs(weight))
+    risky = (variance * width > LARGE) | ~np.isfinite(variance)
+    risky = risky | (np.abs(weight) * np.maximum(scale, np.abs(centered)) > LARGE)
     return bound(value, np.where(risky & np.isfinite(value), np.inf, error))
 
 

@@ -19,6 +19,8 @@ from tools.kernel_programs.rows import Choices, Rows
 Array = NDArray[Any]
 SEARCHED = (1.0, 0.9, 0.8, 0.7)
 """Scales from which the best is taken, as shares of that of the largest number."""
+MOST = 3e38
+"""Heads with a larger norm may overflow when they are multiplied by a Hadamard matrix: no partial sum is larger."""
 LEAST = 1e-30
 """Heads whose numbers are all smaller become 0."""
 
@@ -83,7 +85,8 @@ class Coded:
         if len(self.shares) > 1:
             codes *= (self.limit + 1) / self.limit  # the largest code may be that
         largest = (shares * scales[:, None]).max(-1, keepdims=True, initial=0.0)
-        turning = 16 * EPS * (shares * np.linalg.norm(values, axis=-1)[:, None]).sum(-1, keepdims=True)
+        norms = (shares * np.linalg.norm(values, axis=-1)[:, None]).sum(-1, keepdims=True)
+        turning = np.where(norms > MOST, np.inf, 16 * EPS * norms)
         return np.asarray(0.53 / 32767 * largest * codes.sum(1, keepdims=True) + turning)
 
     def _choice(

@@ -101,13 +101,19 @@ def append_experts(program: Program) -> Row:
     if shared is not None:
         factor = bounded.sigmoid(Bounded.of(logits[:, m.num : m.num + 1])) if m.has_gate else None
         more = Bounded.of(shared)
-        value = bounded.add(value, bounded.multiply(more, factor) if factor else more)
+        value = with_shared(m, value, bounded.multiply(more, factor) if factor else more)
     what = f"of {m}"
     program.require(f"chosen experts {what}", _chosen_check(m, logits, best, chosen[1]))
     program.expect(f"shares {what}", shares[1], share)
     program.expect(f"normalized input {what}", normed[1], inputs)
     program.expect(f"result {what}", out[1], value)
     return Row(out[0], value)
+
+
+def with_shared(m: Mixture, mixed: Bounded, shared: Bounded) -> Bounded:
+    """Return the sum of both: the kernels add the result of each chosen expert to `shared`, and round each time."""
+    rounding = m.top_k * bounded.EPS * np.abs(shared.value)
+    return bounded.add(mixed, Bounded(shared.value, shared.error + rounding))
 
 
 def _logits(program: Program, m: Mixture) -> Array:

@@ -13,10 +13,15 @@
 enum { ZERO = 8, SHARES = 4 };
 
 /* Multiplies `x` by an orthogonal Hadamard matrix, in parts of the largest power of two that divides `dim`. The inverse
- * is the same. Each step adds neighbors, and puts sums before differences, so that compilers can vectorize all steps. */
+ * is the same. Each step adds neighbors, and puts sums before differences, so that compilers can vectorize all steps. No
+ * sum is larger than the norm of the part, as `x` is multiplied by the factor of the matrix first. */
 INLINE void turn(float *x, int dim) {
     float other[MAX_DIM];
     int part = dim & -dim, half = part / 2;
+    float factor = 1.0f / __builtin_sqrtf((float)part);
+    SIMD
+    for (int d = 0; d < dim; d++)
+        x[d] *= factor;
     for (int first = 0; first < dim; first += part) {
         float *from = x + first, *to = other;
         for (int size = 1; size < part; size *= 2) {
@@ -33,10 +38,6 @@ INLINE void turn(float *x, int dim) {
         if (from == other)
             memcpy(x + first, other, sizeof(float) * (size_t)part);
     }
-    float factor = 1.0f / __builtin_sqrtf((float)part);
-    SIMD
-    for (int d = 0; d < dim; d++)
-        x[d] *= factor;
 }
 
 /* Smallest bfloat16 that is not below `x` >= 0; inf and NaN stay. */
