@@ -1,10 +1,11 @@
-"""Two long chats in one process, one with the archive of evicted turns and one without: speed, memory, and disk.
+"""Compares two long chats in one process, with and without the archive of evicted turns: speed, memory, and disk.
 
     python -m tools.archive_soak                                # 100,000 tokens each, at most 64 MB on the disk
     python -m tools.archive_soak --tokens 20000 --archive int8
 
-Turns alternate between the chats, which have the same messages and seeds, so that the same turns can be compared in
-pairs. The clock is the CPU time of the thread that runs the model, and the time on the wall. Both chats are saved.
+The chats take turns. They have the same messages and seeds, so that each turn can be compared with the same turn of the
+other chat. Times are CPU time of the thread that runs the model, and elapsed time. Both chats are saved. The exit code
+is 1 if the archive exceeded its limit, or if pages other than the oldest ones were deleted.
 """
 
 from __future__ import annotations
@@ -37,32 +38,35 @@ from tools.first_token import finished, message
 
 MEGABYTE = 1_000_000
 PARTS = 10
-"""Memory and disk are read this often."""
+"""Number of times that memory and disk are measured during a run."""
 
 
 @dataclass
 class Figures:
-    """What a soak measured."""
+    """Results of a run."""
 
     cpu: list[float] = field(default_factory=list)
-    """Of each pair of turns, the CPU time per decoded token with the archive over that without."""
+    """For each pair of turns: CPU time per decoded token with the archive, divided by that without."""
     wall: list[float] = field(default_factory=list)
+    """The same with elapsed time."""
     tokens: int = 0
-    """Tokens of each chat."""
+    """Tokens of the shorter chat."""
     memory: list[int] = field(default_factory=list)
-    """Bytes of the process after each tenth."""
+    """Resident bytes of the process after each tenth of the tokens."""
     disk: list[int] = field(default_factory=list)
-    """Bytes of the archive after each tenth."""
+    """Bytes of the archive after each tenth of the tokens."""
     quota: int = 0
+    """Limit of the archive in bytes."""
     deleted: int = 0
-    """Pages that were deleted for the quota."""
+    """Pages that were deleted because of the limit."""
     left: int = 0
+    """Pages that are left at the end."""
     is_oldest_first: bool = True
     """Whether no deleted page is newer than one that is left."""
 
 
 class SavedChat:
-    """A saved conversation whose decoding is timed; its hook is on the model only while a turn runs.
+    """A saved conversation whose decoding is timed. Its hook is on the shared model only while one of its turns runs.
 
     Args:
         configuration: The settings.
@@ -106,7 +110,7 @@ class SavedChat:
         return 0 if recorder is None else sum(recorder.store.evicted.sizes().values())
 
     def close(self) -> None:
-        """Write what is left, and close the database."""
+        """Write what is still queued, and close the database."""
         self._archive.close()
 
 
@@ -115,9 +119,9 @@ def soak(loaded: LoadedModel, settings: dict[str, object], tokens: int, folder: 
 
     Args:
         loaded: The model.
-        settings: Settings of both chats; `archive` is that of the first.
+        settings: Settings of both chats; the second chat has `archive = off`.
         tokens: Minimum tokens of each chat.
-        folder: For the databases.
+        folder: Folder for the databases.
     """
     chosen = Settings(**{"temperature": 0.7, "seed": 1, "loop_guard": "off", "speculation": "off"} | settings)  # type: ignore[arg-type]
     figures = Figures(quota=chosen.archive_session_mb * MEGABYTE)
@@ -149,7 +153,7 @@ def soak(loaded: LoadedModel, settings: dict[str, object], tokens: int, folder: 
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median, and the bounds of its 95 % interval, which are two of the values (binomial ranks)."""
+    """Return the median and the bounds of its 95 % interval; the bounds are two of the values, by binomial ranks."""
     ordered, count = sorted(values), len(values)
     reach = 0.98 * math.sqrt(count)  # 1.96 standard deviations of the number of values below the median
     low, high = max(0, math.floor(count / 2 - reach)), min(count - 1, math.ceil(count / 2 + reach) - 1)
@@ -171,14 +175,14 @@ def lines_of(figures: Figures) -> list[str]:
 
 
 def main() -> int:
-    """Run the soak and print the figures; returns 1 if the quota or the order of deletion does not hold."""
+    """Run both chats and print the figures; return 1 if the archive exceeded its limit or newer pages were deleted."""
     parser = argparse.ArgumentParser(prog="python -m tools.archive_soak", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="default")
     parser.add_argument("--tokens", type=int, default=100_000, help="tokens of each chat (default: %(default)s)")
     parser.add_argument("--cache-size", type=int, default=1024)
     parser.add_argument("--reply", type=int, default=128, help="maximum tokens per reply (default: %(default)s)")
     parser.add_argument(
-        "--quota", type=int, default=64, metavar="MB", help="limit of the archive (default: %(default)s)"
+        "--quota", type=int, default=64, metavar="MB", help="limit of the archive in megabytes (default: %(default)s)"
     )
     kinds: tuple[Literal["native", "int8"], ...] = ("native", "int8")
     parser.add_argument("--archive", choices=kinds, default="native")

@@ -1,11 +1,12 @@
-"""Shows what `/rewind` and `/fork` promise, in long chats with a tiny model, or `rewind` with any.
+"""Checks in long chats that `/rewind` is exact and that forks never mix; with a tiny model, or `rewind` with any model.
 
-    python -m tools.time_travel rewind               # to each of the last 64 turns of 300
+    python -m tools.time_travel rewind               # to each of the last 64 of 300 turns
     python -m tools.time_travel rewind --model default --cache-size 256 --kv-dtype int8
     python -m tools.time_travel forks --turns 1000   # two forks, which must not mix
 
-`rewind` starts from the last turn each time. It compares the logits with those that were saved then, bit for bit, and
-reports the time of a rewind, which includes saving the fork that keeps the later turns. No copy in memory is used.
+`rewind` starts from the last turn each time. It compares the logits, bit for bit, with those that were computed after
+that turn. It reports the time per rewind, elapsed and CPU, which includes saving the fork that keeps the later turns.
+The records for undo in memory are cleared first, so each rewind uses the archive.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ from tests.support.real_engine import tiny_loaded
 from tools.crash import Chat, open_chat
 
 LAST = 64
+"""Number of turns to rewind to."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int4": INT4}
 
 
 def logits_of(chat: Chat) -> Tensor:
-    """The next token's logits, of a copy of the cache."""
+    """Return the next token's logits, and leave the cache unchanged."""
     conversation = chat.owner.conversation
     assert conversation is not None
     saved = checkpoint.capture(conversation.cache)
@@ -55,7 +57,7 @@ def logits_of(chat: Chat) -> Tensor:
 
 
 def talk(chat: Chat, first: int, last: int, text: str) -> dict[int, Tensor]:
-    """Say `text` in turns `first` to `last`; return the logits after each."""
+    """Send `text` as the message of turns `first` to `last`; return the next token's logits after each turn."""
     logits = {}
     for number in range(first, last + 1):
         chat.send(Submit(f"{text} {number}, please"))
@@ -66,7 +68,7 @@ def talk(chat: Chat, first: int, last: int, text: str) -> dict[int, Tensor]:
 def rewind(
     loaded: LoadedModel, folder: Path, turns: int, cache_size: int, dtype: CacheDtype
 ) -> list[tuple[float, float]]:
-    """Rewind a chat of `turns` turns to each of the last `LAST` ones; return times and CPU times in seconds.
+    """Rewind a chat of `turns` turns to each of the last `LAST` ones; return elapsed and CPU time of each, in seconds.
 
     Raises:
         AssertionError: The logits differ, or a turn was not exact.
@@ -84,7 +86,7 @@ def rewind(
     for turn in range(turns - 1, turns - 1 - LAST, -1):
         conversation = chat.owner.conversation
         assert conversation is not None
-        conversation.rollback.clear()  # as in a new process: undo would take the copies in memory
+        conversation.rollback.clear()  # as in a new process: otherwise, undo would use the records in memory
         began = time.process_time()
         chat.send(Rewind(turn))
         used = time.process_time() - began
@@ -100,10 +102,10 @@ def rewind(
 
 
 def forks(folder: Path, turns: int) -> None:
-    """Continue two forks up to `turns` turns each, in turns, and compare each with a chat that was never forked.
+    """Continue two forks alternately, up to `turns` turns each, and check that neither has a trace of the other.
 
     Raises:
-        AssertionError: They mix.
+        AssertionError: The forks mix, or the logits of one change while the other continues.
     """
     database, loaded = folder / "streamchat.db", tiny_loaded()
     chat = open_chat(loaded, database, None, cache_size=128, max_new_tokens=4, temperature=0)
@@ -139,7 +141,7 @@ def forks(folder: Path, turns: int) -> None:
 
 
 def main() -> int:
-    """Run one of them."""
+    """Run `rewind` or `forks`, and print the result."""
     parser = argparse.ArgumentParser(prog="python -m tools.time_travel", description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("rewind", "forks"))
     parser.add_argument("--turns", type=int, help="turns of the chat (default: 300, or 1000 for forks)")

@@ -20,11 +20,11 @@ LEAST_DISTANCE = 64
 
 HELP = "measure the benefit and the cost of recalling evicted turns"
 DESCRIPTION = (
-    "State numbers of five digits in a long chat, and ask for them later. Measures nats per digit and right numbers if "
-    "the turn stays evicted, is quoted as text, or is recalled, by hand (/retry N) or automatically (auto_recall = "
-    "on), and with a cache that evicts nothing; the rank of the right turn among many, compared with BM25; and the "
-    "cost in time to first token and in perplexity of ordinary chat. The files provide the turns in between: books, "
-    "or chats in a format of `streamchat replay`. The first file is also the ordinary chat."
+    "State five-digit numbers in a long chat, and ask for them later. Measures nats per digit and correct numbers if "
+    "the turn stays evicted, is quoted as text, is recalled by hand (/retry N) or automatically (auto_recall = on), "
+    "or is never evicted (dense); the rank of the correct turn among many, compared with BM25; and the cost in time "
+    "to first token and in perplexity of ordinary chat. The files provide the turns in between: books, or chats in a "
+    "format of `streamchat replay`. The turns of the ordinary chat are from the first file."
 )
 
 
@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_setting_flags(parser, SETTINGS)
     parser.add_argument("files", nargs="+", metavar="FILE", help="books (.txt), or chats (.jsonl, .json)")
     own = parser.add_argument_group("recall-bench")
-    own.add_argument("--facts", type=int, default=6, metavar="N", help="numbers to ask for (default: 6)")
+    own.add_argument("--facts", type=int, default=6, metavar="N", help="five-digit numbers to ask for (default: 6)")
     own.add_argument(
         "--distances",
         default=DISTANCES,
@@ -45,13 +45,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3000,
         metavar="TOKENS",
-        help="maximum distance that is also measured without eviction; 0 = none (default: 3000)",
+        help="maximum distance to measure without eviction as well; 0 = none (default: 3000)",
     )
     own.add_argument("--ranked", type=int, default=200, metavar="N", help="questions per kind to rank (default: 200)")
     own.add_argument(
         "--chat-turns", type=int, default=100, metavar="N", help="turns of ordinary chat; 0 = none (default: 100)"
     )
-    own.add_argument("--seed", type=int, default=1, metavar="N", help="seed of facts and chats (default: 1)")
+    own.add_argument("--seed", type=int, default=1, metavar="N", help="seed of numbers and chats (default: 1)")
     add_output_flags(own)
 
 

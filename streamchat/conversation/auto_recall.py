@@ -1,7 +1,7 @@
-"""Automatic recall: ranks the evicted turns by the newest message, and pages the best ones in for its reply.
+"""Automatic recall: ranks the evicted turns by how well they match the newest message, and pages the best ones in.
 
 Recalled tokens are not evicted while the reply is generated. From the next message on, they are ordinary tokens, the
-oldest in the cache, so they are evicted first unless they match that message as well.
+oldest in the cache. They are therefore evicted first, unless they match that message as well.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ _log = logging.getLogger(__name__)
 MOST_TURNS = 3
 """Maximum number of turns that are recalled for one message."""
 LEAST_OF_BEST = 0.5
-"""A turn is recalled only if it scores at least this share of the best one."""
+"""A turn is recalled only if its score is at least this share of the best score."""
 LEAST_TOKENS = 16
-"""Minimum number of tokens to recall of a turn."""
+"""Minimum number of tokens of a part of a turn that is recalled."""
 EXCERPT_LENGTH = 60
+"""Maximum characters of an excerpt."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Candidate:
     turn: TurnRecord
     passage: Passage
     text: str = ""
-    """That of the passage."""
+    """Text of the passage; '' if the turn was chosen by its number."""
 
     @property
     def excerpt(self) -> str:
@@ -66,10 +67,10 @@ class _Part:
 
 
 class AutoRecall:
-    """Recalls turns of one conversation.
+    """Recalls evicted turns of one conversation.
 
     Args:
-        feeder: Has the cache and the log.
+        feeder: Provides the cache and the log.
         tokenizer: Decodes the ids of the log.
     """
 
@@ -80,15 +81,15 @@ class AutoRecall:
     def before_reply(
         self, turn: TurnRecord, prompt_tokens: int, settings: Settings, wanted: Sequence[int], find: FindEvicted
     ) -> Sequence[ev.Event]:
-        """Recall or suggest turns for the message of `turn`, as the settings say; return the events of that, if any.
+        """Recall or suggest turns for the message of `turn`, as the settings say, and return the resulting events.
 
-        A failure is logged, and the reply does without recalled turns.
+        If this fails, the error is logged, and the reply is generated without a recall.
 
         Args:
-            turn: The running turn, the newest of the log; none of its tokens was fed.
-            prompt_tokens: Length of its prompt.
+            turn: The running turn, the newest of the log; none of its tokens has been prefilled.
+            prompt_tokens: Length of its prompt, in tokens.
             settings: The current settings.
-            wanted: Numbers of turns that the user asked for; empty to rank the turns if the settings say so.
+            wanted: Numbers of the turns that the user asked for. If empty, the turns are ranked if the settings say so.
             find: Finds evicted tokens that are not in the cache's history.
         """
         cache = self._cache
@@ -111,7 +112,7 @@ class AutoRecall:
             return (_not_recalled(wanted),) if wanted else ()
 
     def prepare(self, settings: Settings) -> None:
-        """Index the finished turns if the settings need it. Called between turns, so that no reply waits for it."""
+        """Index the finished turns unless `auto_recall` is off. Called between turns, so that no reply waits for it."""
         if settings.auto_recall != "off":
             try:
                 self._passages.update()
@@ -122,7 +123,7 @@ class AutoRecall:
         """Return the evicted turns that match `message`, at most `MOST_TURNS`, the best one first.
 
         Args:
-            message: The text to rank them by.
+            message: The message that they are to match.
             recent: Runs of log indices that count as evicted although they are cached.
         """
         if not can_page_in(self._cache) or not self._cache.tokens_evicted:
@@ -169,9 +170,10 @@ class AutoRecall:
         return [*([] if event is None else [event]), *([_not_recalled(left)] if left else [])]
 
     def require_evicted(self, wanted: Sequence[int]) -> None:
-        """Refuse turns that cannot be recalled for the newest turn, which is undone first.
+        """Raise an error if one of the turns cannot be recalled for a new reply to the newest message.
 
-        A turn that is cached only because it was recalled for or after the newest turn can be recalled again.
+        The newest turn is undone before the new reply. A turn that is cached only because it was recalled for the
+        newest turn, or paged in after that started, can therefore be recalled again.
 
         Raises:
             ConfigError: A turn does not exist or is in context already, or tokens cannot be paged in.
@@ -193,7 +195,7 @@ class AutoRecall:
         return Candidate(turn, self._passages.all.first_of(number))
 
     def _room(self, prompt_tokens: int, share: float) -> int:
-        """Return how many tokens may be recalled; at least a quarter of the cache stays for the conversation."""
+        """Return the maximum number of tokens to recall; at least a quarter of the cache stays for the conversation."""
         cache = self._cache
         quarter = max(SMALLEST_WINDOW, cache.cache_size // 4)
         free = cache.cache_size - cache.num_retained - quarter - min(prompt_tokens, quarter)
@@ -232,7 +234,7 @@ class AutoRecall:
         return parts
 
     def _part_of(self, candidate: Candidate, room: int) -> _Part | None:
-        """Return the turn if it fits into `room` tokens, else a part around the passage; None if that is too short."""
+        """Return the turn if it fits into `room` tokens, else a part around its passage; None if that is too short."""
         first, stop = _run_of(candidate.turn, self._cache)
         if stop - first <= room:
             return _Part(candidate.turn.number, (first, stop), True)
@@ -245,12 +247,12 @@ class AutoRecall:
         return _Part(candidate.turn.number, (a, b), False) if b - a >= LEAST_TOKENS else None
 
     def _clean(self, index: int, most: int) -> int:
-        """Return the first log index from `index` on at which the text can be cut, but at most `most`."""
+        """Return the first log index at or after `index` at which the text can be cut, but at most `most`."""
         return min(most, clean_cut(index, self._log, self._tokenizer))
 
 
 def _not_recalled(turns: Sequence[int]) -> ev.Notice:
-    """The notice that `turns`, which the user asked for, are not in context for the reply."""
+    """Return the notice that `turns`, which the user asked for, could not be recalled."""
     their, them = ("its", "it") if len(turns) == 1 else ("their", "them")
     why = f"{their} keys and values are not archived, or there is no room for {them}"
     return ev.Notice(f"{format_turns(turns).capitalize()} could not be recalled: {why}.", "warning")

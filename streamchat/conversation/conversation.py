@@ -375,7 +375,7 @@ class Conversation:
         if is_given or self.is_muted or self.settings.on_full == "stop":
             self.cache.recalled = ()
             if wanted:
-                self._emit(ev.Notice("No turn was put back: with on_full = stop, nothing may be evicted.", "warning"))
+                self._emit(ev.Notice("No turn was recalled: with on_full = stop, nothing may be evicted.", "warning"))
             return
         for event in self.auto_recall.before_reply(turn, prompt_tokens, self.settings, wanted, self.find_evicted):
             self._emit(event)

@@ -1,8 +1,10 @@
 """Ranks the passages of a conversation by the words that they share with a message.
 
-The score is BM25 with four changes, which `streamchat recall-bench` measures: stop words do not count; numbers and
-names count more; a word counts once per passage; and of two equal passages, the newer one ranks first. A passage that
-shares little with the message is not in the result at all, because most messages need no evicted turn.
+The score of a passage is the sum of the weights of these words. Like in BM25, a rare word has a larger weight (inverse
+document frequency). Unlike in BM25, a word counts once per passage, whatever the length of the passage; stop words and
+very frequent words do not count; numbers and names count more; and of two equal passages, the newer one ranks first. A
+passage that shares little with the message is not in the result, because most messages need no evicted turn.
+`streamchat recall-bench` compares the ranking with BM25.
 """
 
 from __future__ import annotations
@@ -13,25 +15,26 @@ from dataclasses import dataclass
 from streamchat.store.passages import PassageIndex, words_of
 
 MOST_WORDS = 64
-"""Words of a message that are looked up, half of them from its start and half from its end."""
+"""Maximum number of words of a message that are used, half of them from its start and half from its end."""
 COMMON = 0.25
 """A word in more than this share of the passages does not count ..."""
 FEW = 8
 """... unless it is in at most this number of them."""
 MOST_PASSAGES = 500
-"""A word in more passages than this does not count either: the time to rank must not grow with the conversation."""
+"""A word in more passages than this does not count either, which bounds the time to rank in a long conversation."""
 NAME_WEIGHT = 1.5
-"""Weight of a number, or of a word with a capital letter inside a sentence."""
+"""Factor for a number, or for a word with a capital letter that is not the first word of the message."""
 UNKNOWN_WEIGHT = 0.5
-"""Weight of a word that no passage has."""
+"""Factor for a word that no passage has."""
 RECENCY = 0.05
-"""How much more the newest passage scores than the oldest one, as a share."""
+"""The newest passage scores this share more than the oldest one."""
 LEAST_SHARE = 0.6
-"""A passage matches if its words have at least this share of the weight of all words of the message ..."""
+"""A passage matches if the words that it shares with the message have at least this share of the weight of all words of
+the message ..."""
 LEAST_WORDS = 2
-"""... and these are at least this number of words, or all words of a shorter message ..."""
+"""... if these are at least this number of words, or all words of a shorter message ..."""
 LEAST_SCORE = 0.6
-"""... and score at least this, in multiples of the score of a word that only one passage has."""
+"""... and if their score is at least this multiple of the score of a word that only one passage has."""
 
 _STOP_WORDS = (
     "a about after again all also am an and any are aren as ask asked at back be because been before being but by can "
@@ -85,7 +88,7 @@ def rank(message: str, index: PassageIndex) -> list[Match]:
 
 
 def content_words(message: str) -> dict[str, float]:
-    """Return the words of a message that count for its rank, with their weights."""
+    """Return the words of a message that count for the ranking, in lower case, each with its factor."""
     words = words_of(message)
     if len(words) > MOST_WORDS:
         words = [*words[: MOST_WORDS // 2], *words[-MOST_WORDS // 2 :]]

@@ -104,11 +104,11 @@ def pinned_sentence(event: ev.TurnPinned) -> str:
 
 
 def paged_in_sentence(event: ev.TurnPagedIn) -> str:
-    """Confirmation of `/keep N` if the turn's keys and values were kept."""
+    """Confirmation of `/keep N` if the turn was paged in."""
     tokens = plural(event.tokens, "token")
     return (
-        f"Turn {event.turn} is back in context and pinned: {tokens} were put back in {event.seconds * 1000:.0f} ms, "
-        "without a prefill."
+        f"Turn {event.turn} is back in context and pinned ({tokens} in {event.seconds * 1000:.0f} ms, "
+        "without a prefill)."
     )
 
 

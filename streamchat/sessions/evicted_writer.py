@@ -1,4 +1,4 @@
-"""Writes evicted tokens to the archive on a separate thread, so that no token waits for the disk."""
+"""Writes evicted tokens to the archive on a separate thread, so that decoding does not wait for the disk."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from streamchat.store.evicted import FILE_BYTES, EvictedPage, EvictedPages
 
 _log = logging.getLogger(__name__)
 QUEUE_BYTES = 128 << 20
-"""Memory for waiting tokens; beyond it, tokens are not archived."""
+"""Maximum bytes of tokens that wait to be written; further tokens are not archived."""
 SMALLEST_FILE = 1 << 20
+"""Minimum size in bytes at which a new file is started."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Limits:
     """Limits of the archive, in bytes."""
 
     session: int
+    """For one session."""
     in_all: int
+    """For all sessions together."""
 
     @property
     def file(self) -> int:
-        """Size at which a new file is started. Files are deleted as a whole, so each has only a part of the limit."""
+        """Size at which a new file is started. Files are deleted as a whole, so each is a fraction of the limit."""
         return min(FILE_BYTES, max(SMALLEST_FILE, min(self.session, self.in_all) // 8))
 
 
@@ -42,7 +45,7 @@ class _Job:
 
 
 class EvictedWriter:
-    """Archives evicted tokens in the order in which they come.
+    """Archives evicted tokens in the order in which they are queued.
 
     Args:
         pages: The archive.
@@ -53,34 +56,39 @@ class EvictedWriter:
     def __init__(self, pages: EvictedPages, limits: Limits, tell: Callable[[str], None]) -> None:
         self._pages, self.limits, self._tell = pages, limits, tell
         self._jobs: deque[_Job] = deque()
-        """The first one may be running."""
+        """Oldest first; the first one may be running."""
         self._is_running = False
         self._bytes = 0
         """Bytes of the jobs that wait or run."""
         self._dropped: dict[str, int] = {}
-        """Session -> the turn from which on the running job's page is dropped when it is written."""
+        """Session -> the oldest undone turn, if the running job's page is to be dropped after it is written."""
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._has_told = self._has_failed = False
 
     def put(self, session: str, page: EvictedPage, tokens: EvictedTokens, kind: Kind) -> None:
-        """Queue tokens to be archived. If too many are waiting, drop them and log it."""
+        """Queue tokens to be archived. If too many are waiting already, drop the new ones and log a warning."""
         if self._bytes + tokens.nbytes > QUEUE_BYTES:
             _log.warning("the disk is too slow: %d evicted tokens of turn %d are not archived", tokens.count, page.turn)
             return
         self._add(_Job(session, page, tokens, kind))
 
     def waiting(self, session: str) -> list[tuple[EvictedPage, EvictedTokens]]:
-        """Return what waits to be written or is being written, oldest first."""
+        """Return the pages of a session that wait to be written or are being written, oldest first."""
         with self._changed:
             return [(job.page, job.tokens) for job in self._jobs if job.session == session]
 
     def drop_from(self, session: str, turn: int, timeout_s: float) -> None:
-        """Drop what turn `turn` and later ones evicted, written or not; wait at most so long for what is being written.
+        """Drop the tokens that turn `turn` and later ones evicted, whether they are written or not.
+
+        Args:
+            session: Id of the session.
+            turn: Number of the first of these turns.
+            timeout_s: Maximum time to wait for a page that is being written.
 
         Raises:
-            StoreError: What is written stays.
+            StoreError: The database cannot be written; the written tokens stay in the archive.
         """
         with self._changed:
             running = [self._jobs.popleft()] if self._is_running else []
@@ -145,7 +153,7 @@ class EvictedWriter:
             del job  # and the tensors with it
 
     def _drop_late(self, session: str, undone: int | None) -> None:
-        """Drop the page that was being written when its turn was undone, in case that nobody waited for it."""
+        """Drop the page that was being written when its turn was undone, because `drop_from` may have timed out."""
         if undone is not None:
             try:
                 self._pages.drop_from(session, undone)

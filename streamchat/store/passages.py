@@ -1,7 +1,7 @@
 """A full-text index of the passages of one conversation: FTS5 in memory, with the statistics of this conversation only.
 
-The index of the saved messages (`streamchat.store.search`) has the words of all sessions, and nothing of a conversation
-that is not saved.
+The index of saved messages (`streamchat.store.search`) cannot be used for this: it contains the words of all sessions,
+and nothing of a conversation that is not saved.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _RUN = re.compile(f"{UNSEGMENTED.pattern}+")
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text as in the index, before stemming; scripts without spaces give pairs of characters."""
+    """Split a text into words as the index does, before stemming; scripts without spaces give pairs of characters."""
     return _WORD.findall(_in_pairs(text))
 
 
 def _in_pairs(text: str) -> str:
-    """Write each run of a script without spaces as overlapping pairs of its characters, separated by spaces."""
+    """Replace each run of a script without spaces by overlapping pairs of its characters, separated by spaces."""
     return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} ", text)
 
 
@@ -33,7 +33,7 @@ def _pairs(run: str) -> list[str]:
 class PassageIndex:
     """Finds passages by their words. English words are compared by their stems.
 
-    Passages are numbered from 0 and are only added or removed at the end. One thread uses it at a time.
+    Passages are numbered from 0, and are added and removed only at the end. One thread may use the index at a time.
     """
 
     def __init__(self) -> None:
@@ -54,16 +54,16 @@ class PassageIndex:
         self.count += len(rows)
 
     def cut(self, count: int) -> None:
-        """Remove all passages from number `count` on."""
+        """Keep the first `count` passages, and remove the others."""
         self._connection.execute("DELETE FROM passages WHERE rowid > ?", (count,))
         self.count = min(self.count, count)
 
     def having(self, word: str, most: int) -> list[int] | None:
-        """Return the numbers of the passages with one of `words_of` a text, in ascending order.
+        """Return the numbers of the passages with this word in ascending order, or None if there are more than `most`.
 
         Args:
-            word: The word.
-            most: If more passages have the word, None is returned, in the time that it takes to find so many.
+            word: A word as returned by `words_of`.
+            most: Maximum number of passages. The search stops after the first one beyond it.
         """
         rows = self._connection.execute(
             "SELECT rowid FROM passages WHERE passages MATCH ? LIMIT ?", (_quoted(word), most + 1)
@@ -71,7 +71,7 @@ class PassageIndex:
         return None if len(rows) > most else [row[0] - 1 for row in rows]
 
     def bm25(self, words: Sequence[str]) -> list[tuple[int, float]]:
-        """Return (number, score) of the passages with any of these words by FTS5's BM25, the best one first."""
+        """Return (number, score) of the passages with any of these words, scored by FTS5's BM25, the best one first."""
         if not words:
             return []
         rows = self._connection.execute(

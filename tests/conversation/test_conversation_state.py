@@ -350,7 +350,7 @@ def test_with_on_full_stop_nothing_is_recalled_and_a_full_cache_is_said() -> Non
     chat.conversation.run_turn("x", lambda: False, recall=[1])
     assert cache.recalled == ()
     assert [notice.text for notice in chat.of(ev.Notice)] == [
-        "No turn was put back: with on_full = stop, nothing may be evicted."
+        "No turn was recalled: with on_full = stop, nothing may be evicted."
     ]
     before = facts(chat)
     with pytest.raises(

@@ -100,7 +100,7 @@ def test_every_event_class_is_decided() -> None:
             ev.TurnPagedIn(3, 120, 0.0042, CACHE),
             Line(
                 "info",
-                "Turn 3 is back in context and pinned: 120 tokens were put back in 4 ms, without a prefill.",
+                "Turn 3 is back in context and pinned (120 tokens in 4 ms, without a prefill).",
             ),
         ),
         (

@@ -91,11 +91,11 @@ class TurnPinned(Event):
 
 @dataclass(frozen=True)
 class TurnPagedIn(Event):
-    """An evicted turn is cached and pinned again: its keys and values were put back, without a prefill."""
+    """An evicted turn is cached and pinned again: its keys and values were paged in, without a prefill."""
 
     turn: int
     tokens: int
-    """How many came back."""
+    """How many were paged in."""
     seconds: float
     cache: CacheState
 

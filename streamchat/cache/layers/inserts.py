@@ -24,20 +24,20 @@ from streamchat.cache.layers.storage import PARTS, Raw, head_dim, parts_of
 from streamchat.cache.positions.rotation import TensorRotation
 
 Originals = tuple[Tensor, Tensor]
-"""Unrotated float32 keys and values, (batch, num_kv_heads, tokens, head_dim) each."""
+"""Unrotated float32 keys and values ("originals"), (batch, num_kv_heads, tokens, head_dim) each."""
 
 
 def unrotated(
     layers: Sequence[StreamingLayer], slots: CopiedStates, originals: CopiedStates, position: int, wanted: Run
 ) -> list[Originals]:
-    """Return the originals of some evicted tokens, per layer. The tensors are in main memory.
+    """Return the originals of a run of tokens that were evicted together, per layer. The tensors are in main memory.
 
     Args:
-        layers: The layers that they were evicted from.
-        slots: The content of the slots of all tokens that were evicted with them.
-        originals: The originals of the first of these, if they had been moved before.
-        position: Absolute position of the first of these.
-        wanted: First and last + 1 of those to return, counted from the first one.
+        layers: The layers that the tokens were evicted from.
+        slots: The content of the slots of all tokens of the eviction.
+        originals: The originals of the leading tokens of the eviction, if these had been moved before.
+        position: Absolute position of the first token of the eviction.
+        wanted: The tokens to return, `[first, stop)`, counted from the first token of the eviction.
     """
     moves: list[Move] = []
     found: tuple[dict[int, Tensor], ...] = ({}, {})
@@ -59,7 +59,7 @@ def unrotated(
 def _groups(
     slots: CopiedStates, name: str, rotations: Sequence[TensorRotation | None]
 ) -> Iterator[tuple[list[int], Raw]]:
-    """Yield layers whose keys or values have the same shape and rotation, and their parts (layers, batch, ...)."""
+    """Yield groups of layers whose keys or values have the same shape and rotation, with parts (layers, batch, ...)."""
     names = {each for each, _, _ in slots.stacks if each.startswith(name)}
     for each, indices, _ in slots.stacks:
         if each == f"{name}s":
@@ -71,7 +71,7 @@ def _groups(
 
 
 def _begun(slots: Tensor, known: Tensor | None, wanted: Run) -> tuple[Tensor, int]:
-    """Return a stack for the originals of `wanted` that has the known ones, and the first token that is not known."""
+    """Return a stack for the originals of `wanted`, filled with the known ones, and the first token that is missing."""
     first, stop = wanted
     stack = torch.empty(*slots.shape[:3], stop - first, head_dim(slots))
     if known is None or known.shape[3] <= first:
@@ -82,17 +82,17 @@ def _begun(slots: Tensor, known: Tensor | None, wanted: Run) -> tuple[Tensor, in
 
 
 def save_insert(layers: Sequence[StreamingLayer], at: int) -> StateBefore:
-    """Save what an insertion at slot `at` overwrites: the content of the slots before it, which move."""
+    """Save what an insertion at slot `at` overwrites: the content of the slots before `at`, which move."""
     return save_cut(layers, at, 0, at)
 
 
 def insert_originals(layers: Sequence[StreamingLayer], at: int, originals: Sequence[Originals]) -> None:
-    """Insert tokens before slot `at` of each layer. O(inserted tokens and those before them); later slots do not move.
+    """Insert tokens before slot `at` of each layer. O(inserted tokens + tokens before `at`); later slots do not move.
 
     Args:
-        layers: All layers. The position of their first slot must be at least the number of tokens.
-        at: The slot of the first token.
-        originals: The tokens' originals, per layer.
+        layers: All layers. The position of their first slot must be at least the number of inserted tokens.
+        at: The slot of the first inserted token.
+        originals: The originals of the inserted tokens, per layer.
     """
     count = originals[0][0].shape[2]
     assert all(count <= layer.base for layer in layers)
@@ -108,14 +108,14 @@ def insert_originals(layers: Sequence[StreamingLayer], at: int, originals: Seque
 
 
 def undo_insert(layers: Sequence[StreamingLayer], before: StateBefore, at: int, count: int, keep: int) -> None:
-    """Remove `count` inserted slots from slot `at` on.
+    """Undo the insertion of `count` slots at slot `at`.
 
     Args:
         layers: The layers after the insertion; their newest slots may have been removed since.
         before: The result of `save_insert`.
         at: The first inserted slot.
         count: The number of inserted slots.
-        keep: Number of inserted slots that still exist; the others were newer than a token that was removed since.
+        keep: Number of inserted slots that still exist. The others were removed together with newer slots.
     """
     for layer in layers:
         if layer.storage is None:
