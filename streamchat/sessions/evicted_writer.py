@@ -17,7 +17,6 @@ from streamchat.store.evicted import FILE_BYTES, EvictedPage, EvictedPages
 _log = logging.getLogger(__name__)
 QUEUE_BYTES = 128 << 20
 """Memory for waiting tokens; beyond it, tokens are not archived."""
-SMALLEST_FILE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,12 @@ class Limits:
     @property
     def file(self) -> int:
         """Size at which a new file is started. Files are deleted as a whole, so each has only a part of the limit."""
-        return min(FILE_BYTES, max(SMALLEST_FILE, min(self.session, self.in_all) // 8))
+        return min(FILE_BYTES, min(self.session, self.in_all) // 8)
+
+    @property
+    def page(self) -> int:
+        """Maximum size of a page: it and the file to which it is appended, which is not deleted, are in the limits."""
+        return min(self.session, self.in_all) - self.file
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,11 @@ class EvictedWriter:
         session = job.session
         data = to_bytes(job.tokens, job.kind)
         limits = self.limits
+        if len(data) > limits.page:
+            raise StoreError(
+                f"{job.tokens.count:,} evicted tokens were not archived: they need {len(data) / 1e6:,.1f} MB, too much "
+                "for the limits of the archive; raise archive_session_mb or archive_total_mb"
+            )
         # before the page is written, so that the archive never exceeds its limits
         last = self._pages.limit(session, limits.session - len(data), limits.in_all - len(data), limits.file)
         self._pages.append(session, job.page, data, limits.file)
