@@ -179,7 +179,7 @@ class EvictedWriter:
                 )
 
     def _failed(self, error: StoreError) -> None:
-        _log.warning("evicted tokens were not archived", exc_info=True)
+        _log.warning("evicted tokens were not archived: %s", error, exc_info=not self._has_failed)
         if not self._has_failed:
             self._has_failed = True
             with suppress(Exception):

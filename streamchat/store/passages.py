@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from streamchat.store.search import UNSEGMENTED
 
-_MARKS = "".join(sign for sign in map(chr, range(0x0300, 0x10000)) if unicodedata.category(sign).startswith("M"))
+_MARKS = "".join(sign for sign in map(chr, range(0x0300, 0x1E00)) if unicodedata.category(sign).startswith("M"))
 """Accents that follow their letter, and vowels of Indic scripts: FTS5 reads a quoted word with them as a phrase."""
 _WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARKS}])*")
 _RUN = re.compile(f"{UNSEGMENTED.pattern}+")
