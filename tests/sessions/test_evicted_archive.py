@@ -311,7 +311,7 @@ def test_a_file_that_cannot_be_deleted_is_told(database: Path) -> None:
 
 def test_the_limit_of_a_session_is_told_once(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamchat.sessions.evicted_archive.MEGABYTE", 20_000)
-    with running(store=database, archive_session_mb=1) as chat:
+    with running(store=database, archive_session_mb=2) as chat:
         talk(chat, 20)
         wait_for_writer(chat)
         talk(chat, 1)
