@@ -94,7 +94,7 @@ def content_words(message: str) -> dict[str, float]:
         words = [*words[: MOST_WORDS // 2], *words[-MOST_WORDS // 2 :]]
     weights: dict[str, float] = {}
     for number, word in enumerate(words):
-        folded = word.casefold()
+        folded = "".join(map(str.lower, word))  # as FTS5 does: it does not write ß as ss, or ς as σ
         if _IS_STOP_WORD(folded) or (len(word) == 1 and word.isascii() and not word.isdigit()):
             continue
         is_name = any(sign.isdigit() for sign in word) or (number > 0 and word[0].isupper())

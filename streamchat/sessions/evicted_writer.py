@@ -17,8 +17,6 @@ from streamchat.store.evicted import FILE_BYTES, EvictedPage, EvictedPages
 _log = logging.getLogger(__name__)
 QUEUE_BYTES = 128 << 20
 """Maximum bytes of tokens that wait to be written; further tokens are not archived."""
-SMALLEST_FILE = 1 << 20
-"""Minimum size in bytes at which a new file is started."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,12 @@ class Limits:
     @property
     def file(self) -> int:
         """Size at which a new file is started. Files are deleted as a whole, so each is a fraction of the limit."""
-        return min(FILE_BYTES, max(SMALLEST_FILE, min(self.session, self.in_all) // 8))
+        return min(FILE_BYTES, min(self.session, self.in_all) // 8)
+
+    @property
+    def page(self) -> int:
+        """Maximum size of a page: it and the file to which it is appended, which is not deleted, are in the limits."""
+        return min(self.session, self.in_all) - self.file
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,11 @@ class EvictedWriter:
         session = job.session
         data = to_bytes(job.tokens, job.kind)
         limits = self.limits
+        if len(data) > limits.page:
+            raise StoreError(
+                f"{job.tokens.count:,} evicted tokens were not archived: they need {len(data) / 1e6:,.1f} MB, too much "
+                "for the limits of the archive; raise archive_session_mb or archive_total_mb"
+            )
         # before the page is written, so that the archive never exceeds its limits
         last = self._pages.limit(session, limits.session - len(data), limits.in_all - len(data), limits.file)
         self._pages.append(session, job.page, data, limits.file)
@@ -178,7 +186,7 @@ class EvictedWriter:
                 )
 
     def _failed(self, error: StoreError) -> None:
-        _log.warning("evicted tokens were not archived", exc_info=True)
+        _log.warning("evicted tokens were not archived: %s", error, exc_info=not self._has_failed)
         if not self._has_failed:
             self._has_failed = True
             with suppress(Exception):

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -29,6 +30,7 @@ from streamchat.store.database import Database
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
+_NAME = re.compile(r"[0-9]{6,12}\.pages")
 MOST_RUNS = 100
 """A query for more runs is one for the range of all; SQLite limits the depth of expressions."""
 FILE_BYTES = 32 << 20
@@ -106,9 +108,10 @@ class EvictedPages:
         Raises:
             StoreError: It cannot be written.
         """
-        number = self._file_for(session, file_bytes)
-        path = self._path(session, number)
+        path = self.folder(session)
         try:
+            number = self._file_for(session, file_bytes)
+            path = self._path(session, number)
             private_dir(path.parent)
             with open(path, "ab", opener=private_opener) as file:
                 offset = file.seek(0, os.SEEK_END)
@@ -143,7 +146,7 @@ class EvictedPages:
         folder = self.folder(session)
         number = self._current.get(session)
         if number is None:
-            number = 1 + max((int(path.stem) for path in folder.glob("*.pages") if path.stem.isdigit()), default=0)
+            number = 1 + max((number for _, number, _ in _files(folder)), default=0)
         else:
             path = self._path(session, number)
             if not path.exists() or path.stat().st_size >= file_bytes:
@@ -210,6 +213,9 @@ class EvictedPages:
 
         Returns:
             The number of the last turn of `session` whose evicted tokens were deleted; 0 if none were.
+
+        Raises:
+            StoreError: A file cannot be deleted.
         """
         own = _files(self.folder(session))
         deleted = self._shrink([(at, session, number, size) for at, number, size in own], most, session, file_bytes)
@@ -240,7 +246,14 @@ class EvictedPages:
                 f"SELECT max(turn) {condition} AND session = ?", (owner, number, session)
             ).fetchone()[0]
             connection.execute(f"DELETE {condition}", (owner, number))
-        self._path(owner, number).unlink(missing_ok=True)
+        path = self._path(owner, number)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"evicted tokens were not archived: the limits are reached, and {path} could not be deleted: "
+                f"{reason_of(error)}; delete it, or set archive = off"
+            ) from error
         return int(last or 0)
 
     def delete_orphans(self) -> None:
@@ -309,11 +322,10 @@ def _files(folder: Path) -> list[tuple[float, int, int]]:
 
 def _stats(folder: Path) -> Iterator[tuple[float, int, int]]:
     for path in folder.glob("*.pages"):
-        try:
-            found = path.stat()
-            yield found.st_mtime, int(path.stem), found.st_size
-        except (OSError, ValueError):
-            continue
+        if _NAME.fullmatch(path.name):  # others are not ours
+            with suppress(OSError):
+                found = path.stat()
+                yield found.st_mtime, int(path.stem), found.st_size
 
 
 def _page_of(row: sqlite3.Row) -> StoredPage | None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import unicodedata
 from collections.abc import Sequence
 
 from streamchat.store.search import UNSEGMENTED
 
-_WORD = re.compile(r"[^\W_]+")
+_MARKS = "".join(sign for sign in map(chr, range(0x0300, 0x1E00)) if unicodedata.category(sign).startswith("M"))
+"""Accents that follow their letter, and vowels of Indic scripts: FTS5 reads a quoted word with them as a phrase."""
+_WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARKS}])*")
 _RUN = re.compile(f"{UNSEGMENTED.pattern}+")
 
 

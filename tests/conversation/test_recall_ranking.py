@@ -47,6 +47,10 @@ def ranked(message: str, *texts: str) -> list[int]:
         ("What about order 7741?", "Order 7741 has not arrived."),
         ("我的密码是什么？", "请记住，我的密码是四八二一三。"),
         ("locker?", "My locker is number 17."),
+        ("Große Straße?", "Sie wohnt in der großen Straße, Große 5."),  # FTS5 does not write ß as ss
+        ("ποιος είναι ο κωδικός;", "Ο κωδικός της πόρτας είναι τέσσερα."),  # nor ς as σ
+        ("Ma\u0323\u0302t kha\u0302\u0309u?", "Ma\u0323\u0302t kha\u0302\u0309u của tôi."),  # accents on their own
+        ("अलमारी का कोड क्या है?", "मेरी अलमारी का कोड नीला है।"),
     ],
 )
 def test_a_fact_is_first_for_a_question_in_other_words(message: str, fact: str) -> None:
@@ -60,6 +64,13 @@ def test_a_fact_is_first_for_a_question_in_other_words(message: str, fact: str) 
 )
 def test_a_message_that_asks_for_nothing_matches_nothing(message: str) -> None:
     assert ranked(message, "The code for the garden shed is 48213.", *FILLER) == []
+
+
+def test_words_of_scripts_with_vowel_signs_are_words() -> None:
+    """Their consonants alone are in almost every passage."""
+    assert words_of("अलमारी का कोड") == ["अलमारी", "का", "कोड"]
+    fact, other = "मेरी अलमारी का कोड नीला है।", "कल डाक रात मेल रोक मार कर"
+    assert ranked("अलमारी कोड", *FILLER, other, fact, other) == [len(FILLER) + 1]
 
 
 def test_one_shared_word_of_many_is_no_match() -> None:

@@ -18,6 +18,7 @@ from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.layers.slots import CopiedStates
 from streamchat.conversation.recall import page_in_turn
 from streamchat.sessions.evicted_pages import from_bytes, to_bytes
+from streamchat.sessions.evicted_writer import EvictedWriter, Limits
 from streamchat.store.evicted import EvictedPage, EvictedPages
 from streamchat.store.store import Store
 from tests.support.real_engine import Watched, running, tiny_loaded
@@ -237,7 +238,6 @@ def test_the_oldest_files_are_deleted_beyond_the_limits(database: Path) -> None:
 
 
 def test_the_archive_never_exceeds_its_limits(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamchat.sessions.evicted_writer.SMALLEST_FILE", 1)
     monkeypatch.setattr("streamchat.sessions.evicted_archive.MEGABYTE", 20_000)
     append, sizes = EvictedPages.append, list[int]()
 
@@ -252,10 +252,66 @@ def test_the_archive_never_exceeds_its_limits(database: Path, monkeypatch: pytes
     assert 40_000 < max(sizes) <= 60_000
 
 
+def some(turn: int, nbytes: int) -> EvictedTokens:
+    states = CopiedStates((("keys", (0,), torch.zeros(1, 1, 1, 4, nbytes // 16)),))
+    return EvictedTokens(a_page(turn).runs, states, CopiedStates(), 3)
+
+
+@pytest.mark.parametrize(("nbytes", "least", "told"), [(100_000, 7, 0), (300_000, 2, 0), (1_500_000, 0, 1)])
+def test_the_smallest_limit_holds_with_pages_of_any_size(database: Path, nbytes: int, least: int, told: int) -> None:
+    notices, most = list[str](), 0
+    with Store(database) as store:
+        session = a_session(store)
+        store.write(session, turns=[a_turn(1, "text", "reply")])
+        writer = EvictedWriter(store.evicted, Limits(1_000_000, 10**9), notices.append)
+        for turn in range(1, 13):
+            writer.put(session, a_page(turn), some(turn, nbytes), "native")
+            writer.drain()
+            most = max(most, sum(store.evicted.sizes().values()))
+        writer.close()
+        written = [page.turn for page, _ in store.evicted.pages(session)]
+    assert most <= 1_000_000
+    assert len(written) >= least
+    assert written == list(range(13 - len(written), 13))
+    assert [("they need 1.5 MB" in notice) for notice in notices if "were not archived" in notice] == [True] * told
+
+
+def test_other_files_in_the_folder_change_nothing(database: Path) -> None:
+    with Store(database) as store:
+        session = a_session(store)
+        folder = store.evicted.folder(session)
+        folder.mkdir(parents=True)
+        names = ["²³.pages", f"{10**23}.pages", "000_10.pages", "-00005.pages", "x.pages"]
+        for name in names:
+            (folder / name).write_bytes(b"something else")
+        store.evicted.append(session, a_page(1), b"data")
+        assert store.evicted.sizes() == {session: 4}
+        assert (folder / "000001.pages").read_bytes() == b"data"
+        assert store.evicted.limit(session, 0, 0, file_bytes=1) == 1
+        assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+def test_a_file_that_cannot_be_deleted_is_told(database: Path) -> None:
+    told = list[str]()
+    with Store(database) as store:
+        session = a_session(store)
+        store.evicted.append(session, a_page(1), b"data")
+        path = store.evicted.folder(session) / "000001.pages"
+        path.unlink()
+        path.mkdir()
+        (path / "file").write_bytes(b"data")
+        writer = EvictedWriter(store.evicted, Limits(2_000, 10**9), told.append)
+        for turn in (2, 3):
+            writer.put(session, a_page(turn), some(turn, 16), "native")
+        writer.close()
+    assert len(told) == 1
+    assert "evicted tokens were not archived: the limits are reached" in told[0]
+    assert "000001.pages could not be deleted: " in told[0]
+
+
 def test_the_limit_of_a_session_is_told_once(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamchat.sessions.evicted_writer.SMALLEST_FILE", 1)
     monkeypatch.setattr("streamchat.sessions.evicted_archive.MEGABYTE", 20_000)
-    with running(store=database, archive_session_mb=1) as chat:
+    with running(store=database, archive_session_mb=2) as chat:
         talk(chat, 20)
         wait_for_writer(chat)
         talk(chat, 1)

@@ -91,7 +91,7 @@ class Desk:
     [
         (64 * MIB, 96 * MIB, 8 * MIB),
         (96 * MIB, 64 * MIB, 8 * MIB),
-        (7 * MIB, 96 * MIB, MIB),  # not smaller
+        (1_000_000, 96 * MIB, 125_000),  # however small
         (9 * MIB, 96 * MIB, 9 * MIB // 8),
         (1 << 50, 1 << 50, FILE_BYTES),  # not larger
     ],
