@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from streamchat.base.errors import UnsupportedModelError
+from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.attention_backends import without_plans
 from streamchat.cache.dtype import set_cache_dtype
 from streamchat.cache.eviction.options import EvictionOptions
@@ -63,12 +64,12 @@ def test_attention_is_checked_in_the_dtype_of_the_model(monkeypatch: pytest.Monk
 def test_a_press_streams_calls_of_forward_after_calls_of_the_model() -> None:
     model = tiny_model("llama", num_hidden_layers=1, hidden_size=16)
     press = StreamingPress(model, fit=fit_positions(model), cache_size=8, num_sink_tokens=2)
-    ids = torch.arange(3)[None]
+    ids, more = torch.arange(3)[None], {cache_keyword(model): press.cache}
     with press:
         model(ids)
-        out = model.forward(ids, past_key_values=press.cache)
+        out = model.forward(ids, **more)
         assert (out.logits.shape[:2], press.tokens_seen, press.lengths) == ((1, 3), 6, [6])
-        model(ids, past_key_values=press.cache)
+        model(ids, **more)
         assert press.cache.get_seq_length() == 9  # of the text, as `generate` counts
     assert press.cache.get_seq_length() == press.cache.length == 8
     # an adapter of another kind may be added between two blocks
