@@ -70,7 +70,11 @@ def test_a_press_streams_calls_of_forward_after_calls_of_the_model() -> None:
         out = model.forward(ids, **more)
         assert (out.logits.shape[:2], press.tokens_seen, press.lengths) == ((1, 3), 6, [6])
         model(ids, **more)
+        with pytest.raises(IndexError):
+            model(torch.tensor([[1_000_000]]), **more)
         assert press.cache.get_seq_length() == 9  # of the text, as `generate` counts
+        model.forward(ids[:, :1], **more)
+        assert (press.tokens_seen, press.lengths) == (10, [8])
     assert press.cache.get_seq_length() == press.cache.length == 8
     # an adapter of another kind may be added between two blocks
     model.peft_config = {"later": SimpleNamespace(is_prompt_learning=True)}

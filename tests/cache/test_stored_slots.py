@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from streamchat.cache.dtype import dtype_named
-from streamchat.cache.layers.codes import INT4, K8V4, SHARES, dequantize, quantize, rounded, states_of, turned, unpacked
+from streamchat.cache.layers.codes import (
+    INT4,
+    K8V4,
+    QUANTIZED,
+    SHARES,
+    dequantize,
+    quantize,
+    rounded,
+    states_of,
+    turned,
+    unpacked,
+)
 from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
 from streamchat.cache.layers.mover import TORCH, Move
 from streamchat.cache.layers.slots import copied, read_slots, states_in
@@ -105,7 +116,7 @@ def test_heads_without_a_scale_are_zeros() -> None:
 
 
 def test_formats_have_names() -> None:
-    assert {name: dtype_named(name) for name in FORMATS} == FORMATS
+    assert {name: dtype_named(name) for name in FORMATS} == FORMATS == {"float32": torch.float32, **QUANTIZED}
     assert states_of({"": torch.ones(2)}).tolist() == [1, 1]
 
 

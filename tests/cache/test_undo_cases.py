@@ -135,6 +135,19 @@ def test_a_cache_goes_on_after_an_undo_as_if_nothing_had_happened(changes: list[
         agree(it, expected)
 
 
+def test_only_tokens_before_the_running_turn_are_recorded() -> None:
+    it = fed(16, 2, 12)
+    cut(4, 2)(it)
+    history_of(it).begin_turn()
+    it.feed(2)
+    cut(2, 10)(it)
+    *_, step = history_of(it).since(0)
+    tokens = evicted_by(step)
+    assert tokens is not None
+    assert (tokens.runs, tokens.count, tokens.moved) == (((2, 4), (6, 12)), 8, 2)
+    assert torch.equal(tokens.slots.of(1)["values"], it.values[1][..., [2, 3, *range(6, 12)], :])
+
+
 def test_an_insertion_saves_only_what_cannot_be_written_again() -> None:
     it = fed(8, 1, 8, layers=1)
     cut(3, 2)(it)
