@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.attention_backends import without_plans
 from streamchat.cache.dtype import set_cache_dtype
+from streamchat.cache.eviction import check
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.layers.layer import LayerRotation
 from streamchat.cache.layers.mover import TORCH, TorchMover, set_mover
@@ -58,6 +60,24 @@ def test_attention_is_checked_in_the_dtype_of_the_model(monkeypatch: pytest.Monk
     set_cache_dtype(model, torch.int8)
     strategy._check_eviction(model, fit_of(2))
     assert [(cache.cache_size, cache.num_sink_tokens, cache.dtype) for cache in made] == [(32, 4, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("dtype", "chosen"), [(torch.float32, [[3, 1]]), (torch.bfloat16, [[0, 1]])])
+def test_experts_are_fixed_in_the_check_of_16_bits_only(
+    dtype: torch.dtype, chosen: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TopKRouter(nn.Module):
+        top_k = 2
+
+        def forward(self, output: Any) -> Any:
+            return output
+
+    model: Any = nn.ModuleList([TopKRouter()])
+    model.dtype, seen = dtype, list[Any]()
+    output = (torch.zeros(1, 4), torch.tensor([[0.75, 0.25]]), torch.tensor([[3, 1]]))
+    monkeypatch.setattr(check, "_require", lambda model, _: seen.append(model[0](output)[2].tolist()))
+    check.require_eviction_check(model, lambda *_: pytest.fail("the check is replaced"))
+    assert seen == [chosen]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from streamchat.cache.history import CacheHistory, evicted_by
 from streamchat.cache.layers.layer import LayerRotation
 from streamchat.cache.paging import page_in
 from streamchat.cache.positions.rotation import TensorRotation
-from tests.support.bare_cache import Fed, bare_cache, fed, fit_of, rotary_source
+from tests.support.bare_cache import HEADS, WIDTH, Fed, bare_cache, fed, fit_of, rotary_source
 
 SIZE, SINKS = 8, 1
 TURN = TensorRotation(rotary_source(), 0, False)
@@ -79,7 +79,7 @@ def started(layers: int, rotation: LayerRotation, dtype: Any) -> Fed:
 
 
 def agree(found: Fed, expected: Fed) -> None:
-    assert found.cache.ledger == expected.cache.ledger
+    assert (found.cache.ledger, found.cache.lengths) == (expected.cache.ledger, expected.cache.lengths)
     one, other = capture(found.cache), capture(expected.cache)
     assert one.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(one.tensors[name], tensor) for name, tensor in other.tensors.items())
@@ -154,3 +154,15 @@ def test_an_insertion_saves_only_what_cannot_be_written_again() -> None:
     before = history_of(it).nbytes
     paged()(it)  # the slots before it are written from their originals
     assert history_of(it).nbytes == before
+
+
+def test_an_eviction_saves_only_what_cannot_be_written_again() -> None:
+    it, token = fed(8, 1, 8, layers=1), 2 * HEADS * WIDTH * 4
+    history = history_of(it)
+    cut(4, 1)(it)
+    assert history.nbytes == (1 + 4) * token  # the evicted one, and those that it moves for the first time
+    cut(1, 2)(it)
+    assert history.nbytes == (5 + 2 + 2) * token  # two, and their originals
+    history.undo_to(1, 8)
+    cut(4, 1)(it)
+    assert history.nbytes == (5 + 1) * token  # those before it are again as their originals
