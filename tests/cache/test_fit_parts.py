@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, Qwen3NextConfig
-from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+from transformers import DynamicCache, LlamaConfig, Qwen3NextConfig, cache_utils
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from streamchat.base.errors import UnsupportedModelError
@@ -76,9 +75,10 @@ def test_a_deviation_is_a_share_of_the_maximum() -> None:
 
 def test_recurrent_layers_have_no_rotation() -> None:
     source, x = rotary_source(), torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0))
-    full = DynamicLayer()
+    layers_of: Any = cache_utils  # their constructors have no types
+    full = layers_of.DynamicLayer()
     full.update(at_positions(x, interleaved=False, reverse=False, offset=0), torch.ones(6, 2, 1, 8))
-    cache = SimpleNamespace(layers=[LinearAttentionLayer(), full])
+    cache = SimpleNamespace(layers=[layers_of.LinearAttentionLayer(), full])
     layers, error = fit._fit_layers(cache, [source], POSITIONS, 2e-4)
     assert layers == [LayerRotation(), LayerRotation(TensorRotation(source, 0, False))]
     assert error < 1e-5

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import cache_utils
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.layers.kinds import device_of, kind_of, refuse_unknown_layers
@@ -20,8 +19,12 @@ STATES = 2
 NO_TYPES: Any = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace())
 
 
+LAYERS: Any = cache_utils
+"""Their constructors have no types."""
+
+
 def mixed() -> Any:
-    return cache_utils.LinearAttentionAndFullAttentionLayer(number_of_states=STATES)
+    return LAYERS.LinearAttentionAndFullAttentionLayer(number_of_states=STATES)
 
 
 def config(*types: str) -> Any:
@@ -35,9 +38,9 @@ def chosen(layer: Any, index: int = 0, configuration: Any = NO_TYPES, size: int 
 
 
 def test_each_kind_of_layer_becomes_one_that_evicts() -> None:
-    recurrent = LinearAttentionLayer()
+    recurrent = LAYERS.LinearAttentionLayer()
     assert chosen(recurrent) is recurrent
-    for layer in (DynamicLayer(), DynamicSlidingWindowLayer(sliding_window=4)):
+    for layer in (LAYERS.DynamicLayer(), LAYERS.DynamicSlidingWindowLayer(sliding_window=4)):
         made = chosen(layer)
         assert type(made) is StreamingLayer
         assert (made.cache_size, is_mixed(made)) == (8, False)
@@ -51,10 +54,14 @@ def test_each_kind_of_layer_becomes_one_that_evicts() -> None:
 
 
 def test_kinds_are_those_of_exact_classes() -> None:
-    class Indexed(DynamicLayer):
-        """Has additional state."""
-
-    layers = [DynamicLayer(), DynamicSlidingWindowLayer(sliding_window=4), LinearAttentionLayer(), mixed(), Indexed()]
+    indexed = type("Indexed", (LAYERS.DynamicLayer,), {})  # may have additional state
+    layers = [
+        LAYERS.DynamicLayer(),
+        LAYERS.DynamicSlidingWindowLayer(sliding_window=4),
+        LAYERS.LinearAttentionLayer(),
+        mixed(),
+        indexed(),
+    ]
     assert [kind_of(layer) for layer in layers] == ["full", "sliding", "recurrent", "mixed", "unknown"]
 
 
@@ -72,7 +79,7 @@ def test_kinds_are_those_of_exact_classes() -> None:
 def test_attention_in_chunks_needs_chunks_as_large_as_the_cache(
     types: tuple[str, ...], index: int, window: int, is_refused: bool
 ) -> None:
-    layer = DynamicSlidingWindowLayer(sliding_window=window)
+    layer = LAYERS.DynamicSlidingWindowLayer(sliding_window=window)
     if not is_refused:
         assert type(chosen(layer, index, config(*types))) is StreamingLayer
         return
@@ -81,7 +88,7 @@ def test_attention_in_chunks_needs_chunks_as_large_as_the_cache(
         match=f"layer {index} attends within chunks of {window} tokens, fewer than cache_size = 8",
     ):
         chosen(layer, index, config(*types))
-    assert type(chosen(DynamicLayer(), index, config(*types))) is StreamingLayer
+    assert type(chosen(LAYERS.DynamicLayer(), index, config(*types))) is StreamingLayer
 
 
 def filled() -> Any:
@@ -114,7 +121,7 @@ def test_a_mixed_layer_has_tokens_and_states() -> None:
 
 
 def test_layers_without_tokens_are_refused_if_they_are_not_recurrent() -> None:
-    full, recurrent = DynamicLayer(), LinearAttentionLayer()
+    full, recurrent = LAYERS.DynamicLayer(), LAYERS.LinearAttentionLayer()
     full.update(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
     recurrent.update_conv_state(torch.ones(1, 2, 3, device="meta"))
     refuse_unknown_layers(SimpleNamespace(layers=[recurrent, full]))
@@ -123,6 +130,6 @@ def test_layers_without_tokens_are_refused_if_they_are_not_recurrent() -> None:
     with pytest.raises(UnsupportedModelError, match="no keys and values, so there is nothing to evict"):
         refuse_unknown_layers(SimpleNamespace(layers=[recurrent]))
     with pytest.raises(UnsupportedModelError, match="layer 1 has no keys and values"):
-        refuse_unknown_layers(SimpleNamespace(layers=[full, cache_utils.DummyLayer()]))
+        refuse_unknown_layers(SimpleNamespace(layers=[full, LAYERS.DummyLayer()]))
     with pytest.raises(UnsupportedModelError, match="layer 0 of the model's cache stays empty"):
         refuse_unknown_layers(SimpleNamespace(layers=[mixed()]))

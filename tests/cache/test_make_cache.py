@@ -131,11 +131,13 @@ def test_pieces_of_a_text_are_read_one_after_the_other_with_one_cache() -> None:
 
 
 def test_calls_with_a_streaming_cache_use_backends_that_keep_no_plans() -> None:
+    cuda: Any = torch.backends.cuda
+
     class Forward:
         """A forward that returns whether cuDNN may serve it, and whether others may."""
 
         def __call__(self, x: int, past_key_values: Any = None) -> tuple[int, bool, bool]:
-            return x, torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()
+            return x, cuda.cudnn_sdp_enabled(), cuda.flash_sdp_enabled()
 
     plain = Forward()
     limited: Any = without_plans(plain)

@@ -22,7 +22,7 @@ from tests.support.bare_cache import HEADS, WIDTH, Fed, bare_cache, fed, fit_of,
 SIZE, SINKS = 8, 1
 TURN = TensorRotation(rotary_source(), 0, False)
 KEYS, BOTH = LayerRotation(TURN), LayerRotation(TURN, TURN)
-Change = Callable[[Fed], None]
+Change = Callable[[Fed], object]
 
 
 def history_of(it: Fed) -> CacheHistory:
