@@ -67,7 +67,7 @@ def test_heads_are_turned_by_a_hadamard_matrix(width: int) -> None:
     signs = [[(-1.0) ** (i & j).bit_count() for j in range(size)] for i in range(size)]
     matrix = torch.tensor(signs, dtype=torch.float64) / math.sqrt(size)
     x = random(3, 5, width)
-    expected = torch.cat([part @ matrix for part in x.double().split(size, dim=-1)], dim=-1)
+    expected = torch.cat([part @ matrix for part in torch.split(x.double(), size, dim=-1)], dim=-1)
     torch.testing.assert_close(turned(x).double(), expected, atol=1e-5, rtol=0)
     codes, scales = quantize(x, 8)
     torch.testing.assert_close(codes * scales.float()[..., None], expected.float(), atol=0.03, rtol=0)
