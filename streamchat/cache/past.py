@@ -99,16 +99,9 @@ def rebuild(cache: StreamingCache, past: PastState, archived: Sequence[EvictedTo
         return None
     with torch.inference_mode(False), torch.no_grad():
         built = [_layer(i, layer, past, first, keys, values) for i, layer in enumerate(layers)]
-    tensors: dict[str, Tensor] = {}
-    bases = []
-    for index, layer in enumerate(cache.layers):
-        place = next((i for i, each in enumerate(layers) if each is layer), None)
-        bases.append(0 if place is None else past.base)
-        if place is not None:
-            tensors |= {f"{index}.{name}": tensor for name, tensor in built[place].items()}
     return CacheCheckpoint(
-        tensors,
-        tuple(bases),
+        {f"{index}.{name}": tensor for index, state in enumerate(built) for name, tensor in state.items()},
+        (past.base,) * len(layers),
         past.runs,
         past.next_index,
         past.pins,

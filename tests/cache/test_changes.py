@@ -434,6 +434,9 @@ def paged(runs: list[Run], wanted: list[Run]) -> Fed:
         ([(4, 6), (8, 10)], [(5, 9)], [(0, 4), (5, 9), (10, 16)]),
         ([(6, 8), (4, 6), (8, 10)], [(5, 9)], [(0, 4), (5, 9), (10, 16)]),
         ([(2, 9)], [(2, 3), (4, 5), (8, 9)], [(0, 3), (4, 5), (8, 16)]),
+        # the second eviction is of 4, 5, 7, and 8: two that the first one moved, and two that it did not
+        ([(6, 7), (4, 8)], [(4, 9)], [(0, 16)]),
+        ([(6, 7), (4, 8)], [(5, 8)], [(0, 4), (5, 8), (9, 16)]),
     ],
 )
 def test_tokens_are_paged_in_at_their_places(runs: list[Run], wanted: list[Run], cached: list[Run]) -> None:
@@ -552,9 +555,13 @@ def test_a_page_in_reports_the_slots_that_it_moves_for_the_first_time() -> None:
     restore(again.cache, replace(restored, tensors={n: x for n, x in restored.tensors.items() if "original" not in n}))
     page_in(again.cache, tokens, [(4, 6)])
     assert [(each.part, each.runs, each.position) for each in reported] == [("moved", ((0, 4),), 4)]
+    again.base -= 2
+    again.check()
     again.cache.history = None
     page_in(again.cache, tokens, [(6, 8)])
     assert again.cache.ledger.runs == [(0, 16)]
+    again.base -= 2
+    again.check()
 
 
 def test_only_caches_of_keys_that_can_be_moved_page_in() -> None:

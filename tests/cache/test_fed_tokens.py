@@ -71,3 +71,11 @@ def test_a_context_length_has_several_names(name: str, value: Any, expected: int
 
 def test_a_configuration_may_name_no_context_length() -> None:
     assert context_length(SimpleNamespace(get_text_config=SimpleNamespace)) is None
+
+
+def test_a_long_text_is_recorded_at_once() -> None:
+    fed = FedTokens()
+    fed.append(torch.arange(600).view(2, 300))
+    fed.append(torch.tensor([[7], [8]]))
+    assert (len(fed), fed.rows) == (301, 2)
+    assert fed.gather([(299, 301)]).tolist() == [[299, 7], [599, 8]]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, Qwen3NextConfig
+from transformers import DynamicCache, LlamaConfig, Qwen3NextConfig, cache_utils
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from streamchat.base.errors import UnsupportedModelError
@@ -71,6 +71,17 @@ def test_a_deviation_is_a_share_of_the_maximum() -> None:
     assert fit._deviation(x, x) == 0
     assert fit._deviation(x, torch.tensor([1.0, -3.0, 2.5])) == 0.25
     assert fit._deviation(torch.zeros(2), torch.zeros(2)) == 0
+
+
+def test_recurrent_layers_have_no_rotation() -> None:
+    source, x = rotary_source(), torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0))
+    layers_of: Any = cache_utils  # their constructors have no types
+    full = layers_of.DynamicLayer()
+    full.update(at_positions(x, interleaved=False, reverse=False, offset=0), torch.ones(6, 2, 1, 8))
+    cache = SimpleNamespace(layers=[layers_of.LinearAttentionLayer(), full])
+    layers, error = fit._fit_layers(cache, [source], POSITIONS, 2e-4)
+    assert layers == [LayerRotation(), LayerRotation(TensorRotation(source, 0, False))]
+    assert error < 1e-5
 
 
 def test_a_source_that_is_too_wide_is_skipped() -> None:
@@ -305,7 +316,7 @@ def measured(model: Scales, limit: int | None = None, monkeypatch: Any = None) -
     return absolute.absolute_limit(model, PositionFit((), (), limit, 0.0))
 
 
-@pytest.mark.parametrize("at", [9, 64, 65, 100, 1000, 2047, None])
+@pytest.mark.parametrize("at", [8, 9, 64, 65, 100, 1000, 2047, None])
 def test_the_limit_is_found_to_the_position(at: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Scales(at)
     assert measured(model, monkeypatch=monkeypatch) == at

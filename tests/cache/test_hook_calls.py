@@ -149,7 +149,7 @@ def test_models_whose_chunks_are_wrong_get_single_tokens() -> None:
     hook, calls = hooked(bare_cache(fit=fit))
     call(hook, ids(5))  # the cache is empty
     assert calls == []
-    hook, calls = hooked(fed(16, 2, 3, fit=fit).cache)
+    hook, calls = hooked(fed(16, 2, 1, fit=fit).cache)
     call(hook, ids(1))
     with pytest.raises(ChunkTooLargeError, match="computes wrong logits for 2 new tokens in one forward"):
         call(hook, ids(2))

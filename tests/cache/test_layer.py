@@ -156,8 +156,62 @@ def test_slots_are_opened_for_callers_that_write_them() -> None:
     layer.drop_slots(0, 1)
     assert (layer.open_slot(front=True), layer.start, layer.end) == (3, 0, 3)
     assert cached(layer) == [3, 4, 5]
+    assert (layer.open_slot(front=True), layer.open_slot(30)) == (3, 3)  # they are at the front already
     assert (layer.reserve_slots(2), layer.end) == (3, 5)
     assert (layer.reserve_slots(3), layer.end) == (5, 8)
+
+
+def test_the_last_slot_is_opened_without_a_move() -> None:
+    layer = layer_of(8)
+    layer.drop_slots(0, 8)
+    layer.reserve_slots(8)
+    layer.drop_slots(0, 1)
+    layer.reserve_slots(1)
+    layer.drop_slots(0, 7)
+    layer.reserve_slots(6)
+    assert (layer.open_slot(), layer.start) == (23, 16)
+    assert (layer.open_slot(2), layer.start) == (7, 0)
+
+
+@pytest.mark.parametrize(("tokens", "left"), [(0, 5), (-1, 4), (-2, 3), (-5, 0), (-9, 0), (9, 5), (2, 2)])
+def test_cropping_to_nothing_is_a_negative_number(tokens: int, left: int) -> None:
+    layer = layer_of(7)
+    layer.drop_slots(0, 2)
+    layer.crop(tokens)
+    assert cached(layer) == list(range(2, 2 + left)) if left else layer.length == 0
+
+
+def test_rows_are_picked_from_keys_values_and_originals() -> None:
+    rows = torch.arange(3.0)[:, None, None, None]
+    layer = StreamingLayer(8, LayerRotation())
+    layer.update(rows + tokens(0, 4)[0] * 10, rows - tokens(0, 4)[0] * 10)
+    layer.add_originals(rows + tokens(0, 2)[0] * 10, rows - tokens(0, 2)[0] * 10)
+
+    def picked() -> list[int]:
+        keys, values = kv_of(layer)
+        found = [int(each) for each in keys[:, 0, 0, 0]]
+        expected = torch.tensor(found)[:, None, None, None]
+        assert torch.equal(keys, expected + tokens(0, 4)[0] * 10)
+        assert torch.equal(values, expected - tokens(0, 4)[0] * 10)
+        assert torch.equal(layer.originals(0), keys[:, :, :2])
+        assert torch.equal(layer.originals(1), values[:, :, :2])
+        return found
+
+    layer.reorder_cache(torch.tensor([2, 0, 0]))
+    assert picked() == [2, 0, 0]
+    layer.batch_repeat_interleave(2)
+    assert picked() == [2, 2, 0, 0, 0, 0]
+    layer.batch_select_indices(torch.tensor([3, 1]))
+    assert picked() == [0, 2]
+
+
+def test_unrotated_keys_have_the_size_of_the_keys() -> None:
+    layer = StreamingLayer(8, LayerRotation(TensorRotation(rotary_source(), 0, False)))
+    plain = torch.randn(1, HEADS, 5, WIDTH)
+    layer.update(rotated(plain, 0).float(), torch.randn(1, HEADS, 5, 3))
+    keys = layer.unrotated_keys(1, 4)
+    assert (keys.shape, keys.dtype) == ((1, HEADS, 3, WIDTH), torch.float32)
+    torch.testing.assert_close(keys, plain[:, :, 1:4], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("length", "left"), [(9, 5), (5, 5), (3, 3), (1, 1)])
@@ -198,6 +252,10 @@ def test_originals_are_those_of_the_first_slots() -> None:
     assert layer.written == 2
     layer.drop_slots(0, 2)
     assert layer.num_originals == 0
+    layer = layer_of(4)
+    layer.add_originals(*tokens(0, 2))
+    layer.drop_slots(0, 2)
+    assert layer.state().keys() == {"keys", "values"}
     layer = layer_of(3)
     layer.add_originals(*tokens(0, 2))
     layer.reset()
@@ -305,6 +363,7 @@ def test_originals_are_replaced_by_the_parts_that_have_some() -> None:
     assert torch.equal(layer.originals(1), -layer.originals(0))
     set_originals(layer, [tokens(2, 2)])
     assert layer.num_originals == 0
+    assert layer.state().keys() == {"keys", "values"}
     set_originals(layer, [tokens(2, 3)])
     set_originals(layer, [])
     assert layer.num_originals == 0
@@ -437,6 +496,9 @@ def test_buffers_of_a_layer_can_be_used_after_inference_mode() -> None:
     layer.buffers[0].add_(1)
     loaded = layer_of(0)
     with torch.inference_mode():
-        loaded.load(layer_of(2).state(), 0, CPU)
+        saved = layer_of(2)
+        saved.add_originals(*tokens(0, 1))
+        loaded.load(saved.state(), 0, CPU)
+    assert not loaded.originals(0).is_inference()
     assert loaded.buffers is not None
     assert not any(buffer.is_inference() for buffer in loaded.buffers)

@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache, Qwen3NextConfig
 
-from streamchat.cache.layers.recurrent import recurrent_state, set_recurrent_state
+from streamchat.cache.layers.layer import LayerRotation
+from streamchat.cache.layers.recurrent import is_recurrent, recurrent_state, set_recurrent_state
+from streamchat.cache.layers.select import MixedStreamingLayer, is_mixed
 
 
 class FakeLayer:
     """A layer with cached tokens and a state in several forms."""
 
     def __init__(self, value: int) -> None:
-        self.keys, self.values, self._buffers = torch.ones(2), torch.ones(2), torch.ones(2)
+        self.keys, self.values, self._originals = torch.ones(2), torch.ones(2), None
         self.is_initialized, self.dtype, self.device = True, torch.float64, torch.device("meta")
         self.conv = torch.full((2,), float(value))
         self.states: Any = [torch.full((3,), float(value)), torch.full((3,), value + 1.0)]
@@ -29,6 +32,21 @@ def test_the_state_has_tensors_and_plain_values_by_path() -> None:
     assert tensors.keys() == {"conv", "states.0", "states.1", "by_number.0"}
     assert tensors["states.1"] is layer.states[1]
     assert plain == {"has_previous_state": True, "steps": 4, "kind": "kind 4", "by_number.1": None}
+
+
+def test_tokens_of_a_mixed_layer_are_not_part_of_its_state() -> None:
+    states = DynamicCache(config=Qwen3NextConfig(num_hidden_layers=1, layer_types=["linear_attention"])).layers[0]
+    layer: Any = MixedStreamingLayer(states, 8, LayerRotation())
+    assert is_recurrent(layer)
+    assert is_mixed(layer)
+    others = recurrent_state(states)[1]
+    for dtype in (None, torch.bfloat16, (torch.int8, torch.bfloat16)):
+        layer = MixedStreamingLayer(states, 8, LayerRotation(), dtype)
+        assert recurrent_state(layer) == ({}, others)
+        layer.update(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4))
+        layer.add_originals(torch.ones(1, 1, 1, 4), torch.ones(1, 1, 1, 4))
+        assert recurrent_state(layer) == ({}, others)
+    assert layer.stored_dtype == (torch.int8, torch.bfloat16)
 
 
 @pytest.mark.parametrize("is_inference", [True, False])

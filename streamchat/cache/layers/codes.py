@@ -108,8 +108,8 @@ def _rounded(columns: Tensor, largest: Tensor, bits: int) -> tuple[Tensor, Tenso
     most = LIMITS[bits]
     scales = _rounded_up(torch.where(largest < TINY, 0.0, largest / most))
     exact = scales.float()
-    inverses = torch.where(exact > 0, 1 / exact, 0.0).nan_to_num_(0.0, 0.0, 0.0)
-    return (columns * inverses).nan_to_num_(0.0, 0.0, 0.0).round_().clamp_(-most - 1, most), scales
+    inverses = torch.where(exact > 0, 1 / exact, 0.0)  # finite: `TINY`; 0 for NaN and infinity
+    return (columns * inverses).nan_to_num_().round_().clamp_(-most - 1, most), scales
 
 
 def _squared_error(columns: Tensor, codes: Tensor, scales: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def undo_rebase(layers: Sequence[StreamingLayer], before: StateBefore) -> None:
 def _put_back_originals(layer: StreamingLayer, before: StateBefore, index: int, at: int, count: int, keep: int) -> None:
     """Restore the originals of the slots that had some before the cut, and drop those that the cut created."""
     states = [read_originals(layer, 0, min(at, before.known))]
-    if before.known > at and keep:
+    if before.known > at:
         states.append({name: tensor[:, :, :keep] for name, tensor in before.originals.of(index).items()})
         states.append(read_originals(layer, at, max(at, before.known - count)))
     set_originals(layer, [originals_of(state) for state in states if state])
@@ -110,14 +110,11 @@ def _put_back_originals(layer: StreamingLayer, before: StateBefore, index: int, 
 
 def rewrite(layers: Sequence[StreamingLayer], before: StateBefore, stop: int) -> None:
     """Write the first `stop` slots of each layer, if it has as many, as they were at position `before.base`."""
-    filled = [(i, layer) for i, layer in enumerate(layers) if layer.storage is not None and layer.length]
-    if not filled:
-        return
-    first = filled[0][1]  # lengths and numbers of originals are the same in all layers
+    first = layers[0]  # lengths and numbers of originals are the same in all layers
     stop = min(stop, first.length)
-    write_fronts([layer for _, layer in filled], min(before.written, stop, first.num_originals))
+    write_fronts(layers, min(before.written, stop, first.num_originals))
     left = stop - before.written
-    for i, layer in filled:
+    for i, layer in enumerate(layers):
         layer.written = min(before.written, layer.length)
         if left > 0:
             moved = before.moved.of(i)

@@ -123,7 +123,7 @@ def undo_insert(layers: Sequence[StreamingLayer], before: StateBefore, at: int, 
         first = min(at, layer.length)
         states = [read_originals(layer, 0, min(first, before.known))]
         if before.known > first:
-            states.append(read_originals(layer, first + keep, max(first + keep, before.known + count)))
+            states.append(read_originals(layer, first + keep, before.known + count))
         set_originals(layer, [originals_of(state) for state in states if state])
         layer.start += keep
         layer.base = before.base

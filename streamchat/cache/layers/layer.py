@@ -104,15 +104,15 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             CacheError: The budget would be exceeded (no `StreamingHook` is attached to make room), or the batch size
                 differs from that of the cache.
         """
-        if not self.is_initialized or (self.length == 0 and self._batch != key_states.shape[0]):
+        batch, _, count, _ = key_states.shape
+        if self.storage is None or (self.length == 0 and self.storage.batch != batch):
             self.lazy_initialization(key_states, value_states)
         assert self.storage is not None
-        if self._batch != key_states.shape[0]:
+        if self.storage.batch != batch:
             raise CacheError(
-                f"a batch of {key_states.shape[0]} cannot continue a cache with a batch of {self._batch}; reset the "
-                "cache first"
+                f"a batch of {batch} cannot continue a cache with a batch of {self.storage.batch}; reset the cache "
+                "first"
             )
-        count = key_states.shape[-2]
         first = self.reserve_slots(count)
         self.storage.write(first, key_states, value_states)
         keys, values = (each.read(self.start, self.length).to(key_states.dtype) for each in self.storage.both)
@@ -134,10 +134,6 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         first = self.end
         self.end += count
         return first
-
-    @property
-    def _batch(self) -> int:
-        return 0 if self.storage is None else self.storage.batch
 
     def get_seq_length(self) -> int:
         """Return the number of cached tokens (not of all tokens fed)."""
@@ -187,7 +183,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """
         if "keys" not in state:
             return
-        if not self.is_initialized or self._batch != state["keys"].shape[0]:
+        if self.storage is None or self.storage.batch != state["keys"].shape[0]:
             keys, values = states_like(state)
             self.lazy_initialization(keys.to(device), values.to(device))
         assert self.storage is not None
@@ -323,15 +319,15 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def _drop_originals(self, at: int, count: int) -> None:
         """Drop the copies of `count` slots from slot `at` on; those of later slots stay right, rotated or not."""
-        if self._originals is not None and self._originals[0].shape[-2] > at:
-            k, v = (torch.cat([x[..., :at, :], x[..., at + count :, :]], dim=-2) for x in self._originals)
-            self._originals = (k, v) if k.shape[-2] else None
+        if self._originals is not None and self.num_originals > at:
+            k, v = (torch.cat([x[:, :, :at], x[:, :, at + count :]], dim=2) for x in self._originals)
+            self._originals = (k, v) if k.shape[2] else None
 
     def _forget_originals(self, prefix: int) -> None:
         """Drop the copies of tokens after the first `prefix`, which were removed."""
-        if self._originals is not None and self._originals[0].shape[-2] > prefix:
+        if self._originals is not None and self.num_originals > prefix:
             k, v = self._originals
-            self._originals = (k[..., :prefix, :], v[..., :prefix, :]) if prefix else None
+            self._originals = (k[:, :, :prefix], v[:, :, :prefix]) if prefix else None
 
     def _move_to_front(self) -> None:
         """Move the used slots to the start of the buffers."""

@@ -11,21 +11,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
-# attributes of a `StreamingLayer` that are not recurrent state, and those that follow from the tensors
-_OTHERS = {
-    "keys",
-    "values",
-    "cache_size",
-    "rotation",
-    "slots",
-    "start",
-    "end",
-    "base",
-    "written",
-    "_buffers",
-    "_originals",
-}
-_OTHERS |= {"is_initialized", "dtype", "device"}
+from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
+
+_OTHERS = {*vars(StreamingLayer(1, LayerRotation())), "dtype", "device", "keys", "values"}
+"""Attributes of layers with keys and values that are not recurrent state, and those that follow from the tensors."""
 Plain = bool | int | float | str | None
 
 

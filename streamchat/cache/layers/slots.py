@@ -30,10 +30,10 @@ def read_slots(layer: StreamingLayer, first: int, stop: int) -> SlotState:
 
 def write_slots(layer: StreamingLayer, first: int, state: Mapping[str, Tensor]) -> None:
     """Write the result of a `read_slots` of the same layer to the slots from `first` on, to the bit."""
-    count = next(iter(state.values())).shape[2] if state else 0
-    for name, views in read_slots(layer, first, first + count).items():
-        if name in state:
-            views.copy_(state[name])
+    if state:
+        views = read_slots(layer, first, first + next(iter(state.values())).shape[2])
+        for name, tensor in state.items():
+            views[name].copy_(tensor)
 
 
 def read_originals(layer: StreamingLayer, first: int, stop: int) -> SlotState:

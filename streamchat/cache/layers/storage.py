@@ -68,7 +68,7 @@ class TensorStorage(ABC):
         """Store states (batch, num_kv_heads, n, head_dim) of any float dtype in slots from `first` on."""
         parts = self.parts
         for name, part in self.encode(x).items():
-            parts[name].narrow(2, first, x.shape[-2]).copy_(part)
+            parts[name].narrow(2, first, x.shape[2]).copy_(part)
 
     def read(self, first: int, count: int) -> Tensor:
         """Return the states of `count` slots."""
@@ -241,7 +241,7 @@ class LayerStorage:
     @property
     def token_bytes(self) -> int:
         """Bytes per slot."""
-        return sum(part.element_size() * part[:, :, 0].numel() for part in self.parts)
+        return sum(part.nbytes // part.shape[2] for part in self.parts)
 
     def write(self, first: int, keys: Tensor, values: Tensor) -> None:
         """Store states (batch, num_kv_heads, n, head_dim) in slots from `first` on."""

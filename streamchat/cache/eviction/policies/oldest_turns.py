@@ -15,7 +15,7 @@ def count_oldest(view: CacheView, turn_starts: Iterable[int]) -> int:
     starts this is the paper's rolling window. The reserve is never worth the newest whole turn.
     """
     must, wanted, droppable = view.must_evict, view.wanted, view.evictable_count
-    counts = [count for start in turn_starts if (count := view.evictable_before(view.ledger.slot_from(start)))]
+    counts = [view.evictable_before(view.ledger.slot_from(start)) for start in turn_starts]
     for count in counts:
         if wanted <= count < droppable:
             return count
