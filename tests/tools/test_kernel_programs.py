@@ -150,10 +150,10 @@ def test_each_expert_rounds_the_sum_with_the_shared_result() -> None:
         num=4, top_k=4, count=1, columns=1, width=1, bits=32, kind=2, function=1, is_normalized=True, has_gate=False
     )
     shared, part = np.ones((1, 1)), np.full((1, 1), 0.99 * EPS)
-    total = np.float32(shared)
+    total = shared.astype(np.float32)
     for _ in range(m.top_k):
-        total += np.float32(part)
-    assert total == 1.0
+        total += part.astype(np.float32)
+    assert total.item() == 1.0
     expected = with_shared(m, Bounded.of(m.top_k * part), Bounded.of(shared))
     assert difference(total.astype(float), expected) == ""
     assert difference(total - 5 * EPS, expected) != ""
