@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from streamchat.conversation.detokenizer import REPLACEMENT, Detokenizer
-from tests.support.toy_tokenizer import VOCABULARY, WORDS, byte_token_tokenizer, toy_tokenizer
+from tests.support.toy_tokenizer import VOCABULARY, WORDS, byte_token_tokenizer, joining_tokenizer, toy_tokenizer
 
 TEXTS = [
     "plain words, and more words",
@@ -133,8 +133,7 @@ def test_a_word_after_a_first_character_of_bytes_has_its_space() -> None:
 
 
 def test_spaces_before_signs_are_shown_also_if_the_tokenizer_would_drop_them() -> None:
-    tokenizer = toy_tokenizer()
-    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer = joining_tokenizer()
     ids = tokenizer("he is n't , here .", add_special_tokens=False)["input_ids"]
     detokenizer = Detokenizer(tokenizer)
     assert "".join(detokenizer.push(token) for token in ids) == "he is n't , here ."

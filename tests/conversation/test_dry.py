@@ -19,7 +19,7 @@ from streamchat.conversation.log import TokenLog
 from streamchat.conversation.sampling import Sampler, new_generator
 from streamchat.conversation.template.format import choose_format
 from tests.support.tiny import tiny_model
-from tests.support.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
+from tests.support.toy_tokenizer import CHATML, VOCABULARY, joining_tokenizer, toy_tokenizer
 
 CPU = torch.device("cpu")
 CONTROL = frozenset({0})
@@ -157,9 +157,8 @@ def test_the_breaker_none_is_an_empty_list() -> None:
 
 def test_breakers_are_compared_with_the_text_that_the_tokenizer_decodes() -> None:
     """Also if it would join words and signs, as older tokenizers do by default."""
-    tokenizer = toy_tokenizer()
+    tokenizer = joining_tokenizer()
     tokenizer.add_tokens([" ."])
-    tokenizer.clean_up_tokenization_spaces = True
     dot, a = tokenizer.convert_tokens_to_ids([" .", "a"])
     settings = Settings(dry_multiplier=1.0, dry_allowed_length=1, dry_sequence_breakers="\\s")
     log = TokenLog(array("i", [a, dot, a, dot]))

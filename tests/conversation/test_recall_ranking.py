@@ -15,7 +15,7 @@ from streamchat.conversation.log import TokenLog, TurnRecord
 from streamchat.conversation.passages import LONG, OVERLAP, SHORT, Passage, PassageList, Passages
 from streamchat.conversation.recall_ranking import content_words, rank
 from streamchat.store.passages import PassageIndex, words_of
-from tests.support.toy_tokenizer import toy_tokenizer
+from tests.support.toy_tokenizer import joining_tokenizer, toy_tokenizer
 
 FILLER = [
     "Tell me about the history of bread.\nPeople have baked bread for more than ten thousand years.",
@@ -260,8 +260,7 @@ def test_passages_are_those_of_the_rule(length: int) -> None:
 
 
 def test_a_passage_is_the_text_of_message_and_reply_without_openings_and_control_tokens() -> None:
-    tokenizer = toy_tokenizer()
-    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer = joining_tokenizer()
     opening, message, answer = "<|im_start|>user\n", "Is it , then ?<|im_end|>", "It is ."
     parts = [tokenizer.encode(text, add_special_tokens=False) for text in (opening, message, "assistant\n", answer)]
     sizes = [len(part) for part in parts]
