@@ -82,6 +82,8 @@ ANALYSIS: list[Step] = [(CHANNEL, ""), ("analysis", ""), (HEADER_END, ""), ("Wel
         (ONE, [(OPEN, ""), ("a </thi", "<think>\na ")], "</thi"),  # a block that is open at the end stays open
         (ONE, [(OPEN, ""), ("One", "<think>\nOne"), (SHUT, "")], "\n</think>"),
         (ONE, [], ""),
+        (ONE, [("<t>a</t>b", "<think>\na\n</think>\n\nb"), ("c", "c")], ""),
+        (ONE, [(OPEN, ""), ("\nXX", "<think>\nXX"), (SHUT, ""), ("XX", "\n</think>\n\nXX")], ""),
         # several messages
         (
             SEVERAL,
@@ -140,6 +142,12 @@ ANALYSIS: list[Step] = [(CHANNEL, ""), ("analysis", ""), (HEADER_END, ""), ("Wel
         (SEVERAL, [(START, ""), ("assistant to", ""), ("=f", ""), (HEADER_END, ""), ("call", "call")], ""),
         (SEVERAL, [("to", ""), ("=f", "")], ""),
         (SEVERAL, [("toast", "toast")], ""),
+        (SEVERAL, [("X", "X"), (CLOSE, ""), ("X", "X")], ""),
+        (SEVERAL, [*ANALYSIS[:3], ("a XX", "<think>\na XX"), (" b", " b")], ""),
+        # what could have been a tag is shown when a control token follows
+        *((SEVERAL, [(HEADER_END, ""), ("<thi", ""), (token, "<thi")], "") for token in (START, CLOSE, CHANNEL)),
+        (SEVERAL, [(HEADER_END, ""), ("<thi", ""), (HEADER_END, "<thi"), ("nk>", "nk>")], ""),
+        (SEVERAL, [("A", "A"), (CHANNEL, ""), ("final", ""), (HEADER_END, ""), ("B", "B")], ""),
         (SEVERAL, [(START, ""), (" user", "user"), (" x", " x")], ""),
     ],
 )
@@ -199,6 +207,25 @@ def test_tags_are_those_of_the_template_then_known_ones() -> None:
     assert both.tags == (OWN, SQUARE, INNER, THINK)
     assert learned(ReplyShape(), template="<think>").tags == (THINK,)
     assert learned(ReplyShape(), template="[/THINK]").tags == (THINK,)  # an opening tag is needed
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing", "label"),
+    [
+        ("<thinking>", "</thinking>", ""),
+        ("<thought>", "</thought>", ""),
+        ("<reasoning>", "</reasoning>", ""),
+        ("[THINK]", "[/THINK]", ""),  # Magistral
+        ("◁think▷", "◁/think▷", ""),  # Kimi
+        ("<seed:think>", "</seed:think>", ""),  # Seed-OSS
+        ("<|START_THINKING|>", "<|END_THINKING|>", ""),  # Command A
+        ("<|inner_prefix|>", "<|inner_suffix|>", ""),  # Apertus
+        ("<|begin_of_thought|>", "<|end_of_thought|>", ""),
+        ("<|channel>", "<channel|>", "thought"),  # Gemma
+    ],
+)
+def test_tags_of_published_models_are_known(opening: str, closing: str, label: str) -> None:
+    assert learned(ReplyShape(), template=f"a{opening}b").tags == (Tags(opening, closing, label), THINK)
 
 
 @pytest.mark.parametrize(
