@@ -10,8 +10,23 @@ import pytest
 from streamchat.conversation.ends import Ends, EndWatch, NextMessage, find_ends
 from streamchat.conversation.template.reply_shape import Messages, ReplyShape
 
-TEXTS = ["<end>", "<start>", "<close>", "assistant", "user", " ", "assist", "ant", "word", " user", "er", "us", "\n"]
-END, START, CLOSE, ASSISTANT, USER, SPACE, ASSIST, ANT, WORD, SPACE_USER, ER, US, LINE = range(13)
+TEXTS = [
+    "<end>",
+    "<start>",
+    "<close>",
+    "assistant",
+    "user",
+    " ",
+    "assist",
+    "ant",
+    "word",
+    " user",
+    "er",
+    "us",
+    "\n",
+    "the",
+]
+END, START, CLOSE, ASSISTANT, USER, SPACE, ASSIST, ANT, WORD, SPACE_USER, ER, US, LINE, THE = range(14)
 
 
 class Decoder:
@@ -44,6 +59,8 @@ FOREIGN = NextMessage(START, "user", False, CLOSE)
     [
         (None, [WORD, START, CLOSE, SPACE], [1, 2, 3, 4]),  # one message: all tokens but the end belong to it
         (OWN, [WORD, SPACE, WORD], [1, 2, 3]),
+        (OWN, [SPACE, LINE, WORD], [1, 2, 3]),
+        (NextMessage(START, "the user", True, CLOSE), [WORD, START, THE, SPACE_USER, WORD], [1, 1, 1, 1, 5]),
         (OWN, [WORD, CLOSE, SPACE, LINE, WORD, WORD, SPACE], [1, 1, 1, 1, 5, 6, 7]),
         (OWN, [WORD, CLOSE, START, ASSISTANT, WORD, SPACE], [1, 1, 1, 1, 5, 5 + 1]),
         (OWN, [WORD, CLOSE, START, ASSIST, ANT, WORD], [1, 1, 1, 1, 1, 6]),

@@ -224,6 +224,16 @@ def scores_of(message: str, texts: list[str]) -> list[tuple[int, float]]:
     return sorted(result, key=lambda each: (-each[1], -each[0]))
 
 
+def test_a_word_that_is_hardly_rare_enough_matches_by_itself() -> None:
+    """Of 38 passages, 5 with a word score 1.002 times the least score, and 6 less than it."""
+    assert ranked("shed", *["shed"] * 5, *["gate"] * 33) == [4, 3, 2, 1, 0]
+    assert ranked("shed", *["shed"] * 6, *["gate"] * 32) == []
+
+
+def test_a_common_word_does_not_hide_the_words_after_it() -> None:
+    assert ranked("gate shed vault", *["gate shed"] * 2, "shed vault", *["gate"] * 20) == [2]
+
+
 def test_a_list_of_passages_is_read_by_number_in_order_and_by_turn() -> None:
     passages, listed = [Passage(1, 0, 30), Passage(1, 24, 50), Passage(3, 50, 61)], PassageList()
     for passage in passages:
