@@ -7,6 +7,7 @@ import random
 from array import array
 from collections.abc import Iterable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -251,12 +252,14 @@ def test_a_list_of_passages_is_read_by_number_in_order_and_by_turn() -> None:
 def test_passages_are_those_of_the_rule(length: int) -> None:
     """Ends of sentences in random places; a next passage starts after one of them, or after 40 tokens."""
     tokenizer = toy_tokenizer()
-    word, ends = tokenizer.convert_tokens_to_ids("a"), tokenizer.convert_tokens_to_ids([*".!?:;", "Ċ"])
+    tokenizer.add_tokens(["。", "！", "？", ". ", ".X"])
+    words = tokenizer.convert_tokens_to_ids(["a", "s", ".X"])
+    ends = tokenizer.convert_tokens_to_ids([*".!?:;", "Ċ", "。", "！", "？", ". "])
     for seed in range(6):
         rng = random.Random(100 * length + seed)
-        ids = [rng.choice(ends) if rng.random() < 0.02 * seed else word for _ in range(length)]
+        ids = [rng.choice(ends) if rng.random() < 0.02 * seed else rng.choice(words) for _ in range(length)]
         log = TokenLog()
-        log.append([word, word, *ids])
+        log.append([*words[:2], *ids])
         log.turns = [TurnRecord(1, 2, 2, end=2 + length)]
         passages = Passages(log, tokenizer)
         passages.update()
@@ -301,11 +304,13 @@ def test_a_passage_is_the_text_of_message_and_reply_without_openings_and_control
 
 
 def test_only_finished_turns_are_indexed_and_each_once() -> None:
-    log = log_of("The safe is green.", "The gate is blue.")
-    passages = Passages(log, toy_tokenizer())
+    log, tokenizer, decoded = log_of("The safe is green.", "The gate is blue."), toy_tokenizer(), list[list[int]]()
+    counting = SimpleNamespace(decode=lambda ids, **how: decoded.append(ids) or tokenizer.decode(ids, **how))
+    passages = Passages(log, counting)
     for _ in range(2):
         passages.update()
         assert (passages.index.count, len(passages.all)) == (2, 2)
+        assert len(decoded) == 2
     running = add(log, "The shed is red.")
     running.end, later = None, add(log, "The kiosk is white.")
     passages.update()
