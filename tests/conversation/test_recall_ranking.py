@@ -305,8 +305,12 @@ def test_a_passage_is_the_text_of_message_and_reply_without_openings_and_control
 
 def test_only_finished_turns_are_indexed_and_each_once() -> None:
     log, tokenizer, decoded = log_of("The safe is green.", "The gate is blue."), toy_tokenizer(), list[list[int]]()
-    counting = SimpleNamespace(decode=lambda ids, **how: decoded.append(ids) or tokenizer.decode(ids, **how))
-    passages = Passages(log, counting)
+
+    def decode(ids: list[int], **how: Any) -> Any:
+        decoded.append(ids)
+        return tokenizer.decode(ids, **how)
+
+    passages = Passages(log, SimpleNamespace(decode=decode))
     for _ in range(2):
         passages.update()
         assert (passages.index.count, len(passages.all)) == (2, 2)

@@ -199,7 +199,7 @@ def test_filters_see_as_many_tokens_as_they_keep(count: int, settings: dict[str,
     shares = logits[likely].double().softmax(-1)
     kept = int((shares.cumsum(-1) - shares < settings.get("top_p", 1.0)).sum())
     generator = new_generator(5, CPU)
-    plain = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
+    plain: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
     draw = Sampler(Settings(**(plain | settings)), CPU, generator)
     for _ in range(12):
         point = torch.rand(1, generator=new_generator(5, CPU).set_state(generator.get_state()), dtype=torch.float64)
