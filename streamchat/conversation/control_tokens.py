@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
@@ -30,13 +31,13 @@ def control_tokens(tokenizer: Any, written: str = "") -> dict[int, str]:
     return {token: name for token, name in found.items() if name.strip()}
 
 
-def byte_ids(tokenizer: Any, char: str) -> list[int]:
-    """Return the ids of the single bytes of `char`; empty if the tokenizer has no tokens for bytes."""
+def byte_ids(tokenizer: Any, char: str, control: Container[int]) -> list[int]:
+    """Return the ids of the single bytes of `char`, none of them in `control`; empty if there are no such tokens."""
     encoded = char.encode("utf-8", "replace")
     byte_level = "".join(text for text, _ in _BYTE_LEVEL.pre_tokenize_str(encoded.decode()))
     for names in (list(byte_level), [f"<0x{byte:02X}>" for byte in encoded]):
         ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
-        if all(token is not None and token != tokenizer.unk_token_id for token in ids):
+        if all(token not in (None, tokenizer.unk_token_id) and token not in control for token in ids):
             return [int(token) for token in ids]
     return []
 

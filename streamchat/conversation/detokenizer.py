@@ -82,6 +82,6 @@ def _byte_tokens(tokenizer: Any) -> dict[int, int]:
     if tokenizer.convert_tokens_to_ids(names[0]) in (None, tokenizer.unk_token_id):  # true of most tokenizers
         return {}
     ids = tokenizer.convert_tokens_to_ids(names)
-    if len(set(ids)) < 256 or tokenizer.decode([ids[ord(".")]], clean_up_tokenization_spaces=False) != ".":
+    if len(set(ids) - {None, tokenizer.unk_token_id}) < 256 or tokenizer.decode([ids[ord(".")]]) != ".":
         return {}
     return {int(token): value for value, token in enumerate(ids)}

@@ -41,7 +41,7 @@ class RepeatedSequences:
         ids = ids[-self.span :]
         count = self._count = len(ids)
         self._ids[:count] = ids
-        self._lengths[:count] = 0
+        self._lengths[:] = 0
         positions, length = np.arange(1, count), 0
         while length < limit and len(positions):
             positions = positions[self._ids[positions - 1 - length] == self._ids[count - 1 - length]]
@@ -57,7 +57,6 @@ class RepeatedSequences:
         lengths = self._lengths[first:count]
         longer = np.where(self._ids[first:count] == token, lengths + 1, 0)
         self._lengths[first + 1 : count + 1] = 0 if ends_sequence else longer
-        self._lengths[first] = 0
         self._ids[count] = token
         self._count += 1
 
@@ -130,8 +129,8 @@ class DryPenalty:
         if self._seen is None:
             end = len(ids)
             start = max(0, end - self._sequences.span)
-            last = next((at for at in range(end - 1, start - 1, -1) if self._ends_sequence(at)), start - 1)
-            self._sequences.start(ids[start:], end - 1 - last)
+            last = next((at for at in range(end - 1, start, -1) if self._ends_sequence(at)), start)
+            self._sequences.start(ids, end - 1 - last)
         else:
             for at in range(self._seen, len(ids)):
                 self._sequences.append(ids[at], ends_sequence=self._ends_sequence(at))
@@ -148,7 +147,6 @@ class DryPenalty:
         while at > 0 and len(before) < self._longest - 1 and self._log.ids[at - 1] not in self._control:
             at -= 1
             before = self._text(self._log.ids[at]) + before
-        before = before[max(0, len(before) - self._longest + 1) :]
         text = before + own
         return any(text.find(each, max(0, len(before) - len(each) + 1)) >= 0 for each in self._breakers)
 

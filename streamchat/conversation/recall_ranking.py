@@ -61,8 +61,6 @@ class Match:
 def rank(message: str, index: PassageIndex) -> list[Match]:
     """Return the passages of `index` that match the message, the best one first."""
     weights = content_words(message)
-    if not weights or not index.count:
-        return []
     scores: dict[int, float] = {}
     counts: dict[int, int] = {}
     total = 0.0
@@ -84,7 +82,7 @@ def rank(message: str, index: PassageIndex) -> list[Match]:
         for passage, score in scores.items()
         if score >= LEAST_SHARE * total and counts[passage] >= least and score >= LEAST_SCORE * single
     ]
-    return sorted(matches, key=lambda match: (-match.score, -match.passage))
+    return sorted(matches, key=lambda match: -match.score)
 
 
 def content_words(message: str) -> dict[str, float]:
@@ -98,5 +96,5 @@ def content_words(message: str) -> dict[str, float]:
         if _IS_STOP_WORD(folded) or (len(word) == 1 and word.isascii() and not word.isdigit()):
             continue
         is_name = any(sign.isdigit() for sign in word) or (number > 0 and word[0].isupper())
-        weights[folded] = max(weights.get(folded, 0.0), NAME_WEIGHT if is_name else 1.0)
+        weights[folded] = NAME_WEIGHT if is_name else weights.get(folded, 1.0)
     return weights

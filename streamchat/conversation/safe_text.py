@@ -100,8 +100,7 @@ class SafeText:
 
     def _as_bytes(self, char: str) -> list[Token]:
         """Encode a character whose only token is a control token as bytes; empty without tokens for its bytes."""
-        ids = byte_ids(self._tokenizer, char)
-        return [] if any(token in self._control for token in ids) else [Token(token, 0, 1) for token in ids]
+        return [Token(token, 0, 1) for token in byte_ids(self._tokenizer, char, self._control)]
 
     def _inside(self, text: str, left: str, right: str) -> list[Token]:
         """Return the tokens that start in `text` between `left` and `right`.
@@ -124,13 +123,14 @@ class SafeText:
 
     def _apart_from(self, piece: str) -> str:
         """Return a text to precede `piece`, so that it is encoded as in the middle of a text."""
-        for left in _NEUTRAL:
-            tokens = self.tokens(left + piece[:32])
-            if not any(
-                each.start < len(left) and (each.stop > len(left) or each.id in self._control) for each in tokens
-            ):
-                return left
-        return ""
+        return next(left for left in _NEUTRAL if not self._touches(left, piece[:32]))
+
+    def _touches(self, left: str, piece: str) -> bool:
+        """Return whether `left` merges with `piece`, or is a control token, after which some tokenizers add a space."""
+        return any(
+            token.start < len(left) and (token.stop > len(left) or token.id in self._control)
+            for token in self.tokens(left + piece)
+        )
 
     def tokens(self, text: str) -> list[Token]:
         """Return all tokens of `text`, without gaps between them."""

@@ -14,12 +14,12 @@ from streamchat.base import events as ev
 from streamchat.cache.positions.strategy import Verdict, choose_fit
 from streamchat.config.settings import Settings
 from streamchat.conversation.conversation import Conversation
-from streamchat.conversation.dry import LARGEST, DryPenalty, dry_penalty, parse_breakers
+from streamchat.conversation.dry import LARGEST, DryPenalty, RepeatedSequences, dry_penalty, parse_breakers
 from streamchat.conversation.log import TokenLog
 from streamchat.conversation.sampling import Sampler, new_generator
 from streamchat.conversation.template.format import choose_format
 from tests.support.tiny import tiny_model
-from tests.support.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
+from tests.support.toy_tokenizer import CHATML, VOCABULARY, joining_tokenizer, toy_tokenizer
 
 CPU = torch.device("cpu")
 CONTROL = frozenset({0})
@@ -27,7 +27,12 @@ TEXTS = ["<end>", "a", "b", "c", "\n", "ab:", ": b", "x y", "st", "op", "stop", 
 
 
 def reference(
-    ids: Sequence[int], settings: Settings, span: int, control: Collection[int], breakers: Collection[str]
+    ids: Sequence[int],
+    settings: Settings,
+    span: int,
+    control: Collection[int],
+    breakers: Collection[str],
+    texts: Sequence[str] = TEXTS,
 ) -> dict[int, float]:
     """Compare the end of the text with every earlier place, token by token."""
     ends = [token in control for token in ids]
@@ -36,7 +41,7 @@ def reference(
         if token in control:
             text = ""  # no breaker crosses a control token
         starts.append(len(text))
-        text += TEXTS[token] if token not in control else ""
+        text += texts[token] if token not in control else ""
         tail = len(text)
         ends[len(starts) - 1] |= any(
             text.startswith(breaker, at)
@@ -80,11 +85,88 @@ def test_penalties_are_those_of_the_reference_at_every_token(breakers: str, span
         size = span if span > 0 else 60
         log = TokenLog()
         followed = penalty(settings, log, 60)
-        for _ in range(200):
+        for _ in range(80):
             log.append([chance.choice(few)])
             expected = reference(log.ids, settings, size, CONTROL, parse_breakers(breakers))
             assert followed.penalties() == pytest.approx(expected)
             assert penalty(settings, log, 60).penalties() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "breakers", ["aa", "aab", "bab abba", "baaa b\\sa ab", "aabb \\sb\\s babab bb", "\\s aba", "bbaa aaaab"]
+)
+def test_breakers_of_several_tokens_end_sequences_in_the_last_of_them(breakers: str) -> None:
+    """Texts of two letters and a space: breakers cross tokens, start inside them, and do not cross control tokens."""
+    texts, chance = ["<end>", "a", "b", " ", "ab", "baa"], random.Random(len(breakers))
+    settings = Settings(dry_multiplier=1.0, dry_base=1.5, dry_allowed_length=1, dry_sequence_breakers=breakers)
+    for few in ([1], [2, 1], [0, 1, 2], [1, 2, 3], [1, 2, 4, 5], [0, 1, 3, 5]):
+        for span in (4, 9):
+            log = TokenLog()
+            followed = DryPenalty(settings, log, span, CONTROL, texts.__getitem__)
+            for _ in range(12):
+                log.append([chance.choice(few)])
+                expected = reference(log.ids, settings, span, CONTROL, parse_breakers(breakers), texts)
+                assert followed.penalties() == pytest.approx(expected)
+                restarted = DryPenalty(settings, log, span, CONTROL, texts.__getitem__)
+                assert restarted.penalties() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "breaker", "newest"),
+    [
+        ([1, 2, 2], "babb", 1),  # the start of the log does not follow its end
+        ([1, 1], "aa", 0),
+        ([2, 1, 1, 1], "baa", 1),
+        ([2, 1, 1], "aab", 1),
+    ],
+)
+def test_a_breaker_at_the_start_of_the_log_or_of_the_range(ids: list[int], breaker: str, newest: int) -> None:
+    """The newest token is repeated `newest` times, as far as no breaker ends in between."""
+    texts = ["<end>", "a", "b"]
+    settings = Settings(
+        dry_multiplier=1.0, dry_base=2.0, dry_allowed_length=1, dry_penalty_last_n=3, dry_sequence_breakers=breaker
+    )
+    found = DryPenalty(settings, TokenLog(array("i", ids)), 100, CONTROL, texts.__getitem__).penalties()
+    assert found == ({ids[-1]: 2.0 ** (newest - 1)} if newest else {})
+
+
+def test_sequences_may_be_followed_from_nothing_and_started_again() -> None:
+    """Sequences of 4 tokens at most, without a log."""
+    sequences = RepeatedSequences(4)
+    for token in [5, 6, 5, 6]:
+        sequences.append(token, ends_sequence=False)
+    assert sequences.continuations(1) == {5: 2}
+    sequences.append(5, ends_sequence=False)
+    assert sequences.continuations(1) == {6: 2}  # the first 5 is out of range
+    assert all(type(token) is int for token in sequences.continuations(1))
+    sequences.start([6, 6, 5, 7, 8, 9, 9, 9], limit=1)
+    assert sequences.continuations(1) == {9: 1}
+    sequences.start([1, 2, 3], limit=3)
+    assert sequences.continuations(1) == {}
+    sequences.append(2, ends_sequence=True)
+    assert sequences.continuations(1) == {}
+    sequences.append(3, ends_sequence=False)
+    assert sequences.continuations(1) == {2: 1}
+    assert sequences.continuations(2) == {}
+
+
+def test_the_breaker_none_is_an_empty_list() -> None:
+    assert parse_breakers(" none ") == ()
+    assert parse_breakers("none \\n") == ("none", "\n")
+
+
+def test_breakers_are_compared_with_the_text_that_the_tokenizer_decodes() -> None:
+    """Also if it would join words and signs, as older tokenizers do by default."""
+    tokenizer = joining_tokenizer()
+    tokenizer.add_tokens([" ."])
+    dot, a = tokenizer.convert_tokens_to_ids([" .", "a"])
+    settings = Settings(dry_multiplier=1.0, dry_allowed_length=1, dry_sequence_breakers="\\s")
+    log = TokenLog(array("i", [a, dot, a, dot]))
+    penalties = dry_penalty(settings, log, 64, (), tokenizer)
+    assert penalties is not None
+    assert penalties.penalties() == {}
+    log.append([a])
+    assert penalties.penalties() == {dot: pytest.approx(1.0)}
 
 
 def test_the_penalty_grows_with_the_repeated_sequence() -> None:

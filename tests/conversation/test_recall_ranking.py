@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import random
 from array import array
+from collections.abc import Iterable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from streamchat.conversation.log import TokenLog, TurnRecord
-from streamchat.conversation.passages import LONG, OVERLAP, SHORT, Passages
-from streamchat.conversation.recall_ranking import rank
+from streamchat.conversation.passages import LONG, OVERLAP, SHORT, Passage, PassageList, Passages
+from streamchat.conversation.recall_ranking import content_words, rank
 from streamchat.store.passages import PassageIndex, words_of
-from tests.support.toy_tokenizer import toy_tokenizer
+from tests.support.toy_tokenizer import joining_tokenizer, toy_tokenizer
 
 FILLER = [
     "Tell me about the history of bread.\nPeople have baked bread for more than ten thousand years.",
@@ -173,3 +176,172 @@ def test_passages_follow_undo_and_other_turns_in_the_same_place() -> None:
     add(log, "The vault is black.")
     passages.update()
     assert [len(passages.index.having(word, 9) or []) for word in ("safe", "shed", "vault")] == [0, 0, 1]
+
+
+# --- exact weights, scores, and passages ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "weights"),
+    [
+        ("", {}),
+        ("What is the blue Safe of zoe?", {"blue": 1.0, "safe": 1.5, "zoe": 1.0}),
+        ("Blue safe", {"blue": 1.0, "safe": 1.0}),  # a capital at the start of a message is no name
+        ("safe Safe safe", {"safe": 1.5}),
+        ("x 7 b2 é Z", {"7": 1.5, "b2": 1.5, "é": 1.0}),  # single letters of ASCII do not count
+        ("4 safe", {"4": 1.5, "safe": 1.0}),
+        ("Straße", {"straße": 1.0}),
+    ],
+)
+def test_words_have_weights(message: str, weights: dict[str, float]) -> None:
+    assert content_words(message) == weights
+
+
+@pytest.mark.parametrize(
+    ("count", "kept"),
+    [(64, range(64)), (65, [*range(32), *range(33, 65)]), (100, [*range(32), *range(68, 100)])],
+)
+def test_of_a_long_message_32_words_of_each_end_have_weights(count: int, kept: Iterable[int]) -> None:
+    words = [f"word{number:03}" for number in range(count)]
+    assert list(content_words(" ".join(words))) == [words[number] for number in kept]
+
+
+def test_scores_are_those_of_the_formula() -> None:
+    """Random words, some of them in most passages: passages, scores, and order are those of a plain computation."""
+    rng = random.Random(4)
+    words = [f"w{letter}{letter}" for letter in "bcdfghjklmnpqrtvwxz"]
+    matched = 0
+    for _ in range(60):
+        few = rng.sample(words, rng.randint(3, 9))
+        texts = [" ".join(rng.choices(few, k=rng.randint(1, 5))) for _ in range(rng.randint(1, 40))]
+        message = " ".join(rng.choices([*few, "wunknownw", *(word.capitalize() for word in few)], k=rng.randint(1, 3)))
+        expected = scores_of(message, texts)
+        found = rank(message, index_of(*texts))
+        assert [match.passage for match in found] == [passage for passage, _ in expected]
+        assert [match.score for match in found] == pytest.approx([score for _, score in expected])
+        matched += len(found) > 1
+    assert matched > 5
+
+
+def scores_of(message: str, texts: list[str]) -> list[tuple[int, float]]:
+    """Score every passage by itself, as the constants of the module describe it."""
+    count, weights = len(texts), dict[str, float]()
+    for number, word in enumerate(message.split()):
+        weight = 1.5 if number and word[0].isupper() else 1.0
+        weights[word.lower()] = max(weight, weights.get(word.lower(), 0))
+    having = {word: [i for i, text in enumerate(texts) if word in text.split()] for word in weights}
+    counted = {word: found for word, found in having.items() if not (len(found) > 8 and len(found) > count / 4)}
+    values = {
+        word: weights[word] * (1.0 if found else 0.5) * math.log(1 + (count - len(found) + 0.5) / (len(found) + 0.5))
+        for word, found in counted.items()
+    }
+    result = []
+    for passage in range(count):
+        shared = [word for word, found in counted.items() if passage in found]
+        score = sum(values[word] for word in shared)
+        is_enough = len(shared) >= min(2, len(weights)) and score >= 0.6 * math.log(1 + (count - 0.5) / 1.5)
+        if is_enough and score >= 0.6 * sum(values.values()):
+            result.append((passage, score * (1 + 0.05 * passage / count)))
+    return sorted(result, key=lambda each: (-each[1], -each[0]))
+
+
+def test_a_word_that_is_hardly_rare_enough_matches_by_itself() -> None:
+    """Of 38 passages, 5 with a word score 1.002 times the least score, and 6 less than it."""
+    assert ranked("shed", *["shed"] * 5, *["gate"] * 33) == [4, 3, 2, 1, 0]
+    assert ranked("shed", *["shed"] * 6, *["gate"] * 32) == []
+
+
+def test_a_common_word_does_not_hide_the_words_after_it() -> None:
+    assert ranked("gate shed vault", *["gate shed"] * 2, "shed vault", *["gate"] * 20) == [2]
+
+
+def test_a_list_of_passages_is_read_by_number_in_order_and_by_turn() -> None:
+    passages, listed = [Passage(1, 0, 30), Passage(1, 24, 50), Passage(3, 50, 61)], PassageList()
+    for passage in passages:
+        listed.append(passage)
+    assert (len(listed), list(listed), listed[1]) == (3, passages, passages[1])
+    assert [listed.first_of(turn) for turn in (1, 3)] == [passages[0], passages[2]]
+    assert listed[2].run == (50, 61)
+    listed.cut(1)
+    assert list(listed) == passages[:1]
+    listed.append(passages[2])
+    assert list(listed) == [passages[0], passages[2]]
+
+
+@pytest.mark.parametrize("length", [1, 23, 24, 40, 51, 52, 53, 54, 76, 77, 92, 93, 130])
+def test_passages_are_those_of_the_rule(length: int) -> None:
+    """Ends of sentences in random places; a next passage starts after one of them, or after 40 tokens."""
+    tokenizer = toy_tokenizer()
+    tokenizer.add_tokens(["。", "！", "？", ". ", ".X"])
+    words = tokenizer.convert_tokens_to_ids(["a", "s", ".X"])
+    ends = tokenizer.convert_tokens_to_ids([*".!?:;", "Ċ", "。", "！", "？", ". "])
+    for seed in range(6):
+        rng = random.Random(100 * length + seed)
+        ids = [rng.choice(ends) if rng.random() < 0.02 * seed else rng.choice(words) for _ in range(length)]
+        log = TokenLog()
+        log.append([*words[:2], *ids])
+        log.turns = [TurnRecord(1, 2, 2, end=2 + length)]
+        passages = Passages(log, tokenizer)
+        passages.update()
+        starts = [0]
+        while length - starts[-1] > 52:
+            at = starts[-1]
+            after = [stop for stop in range(at + 24, at + 40) if ids[stop - 1] in ends]
+            starts.append(after[0] if after else at + 40)
+        expected = [Passage(1, 2 + a, 2 + min(length, b + 12)) for a, b in pairwise([*starts, length])]
+        assert list(passages.all) == expected
+
+
+def test_a_passage_is_the_text_of_message_and_reply_without_openings_and_control_tokens() -> None:
+    tokenizer = joining_tokenizer()
+    opening, message, answer = "<|im_start|>user\n", "Is it , then ?<|im_end|>", "It is ."
+    parts = [tokenizer.encode(text, add_special_tokens=False) for text in (opening, message, "assistant\n", answer)]
+    sizes = [len(part) for part in parts]
+    log = TokenLog()
+
+    def turn(number: int, prompt_end: bool) -> TurnRecord:
+        start = len(log)
+        log.append([token for part in parts for token in part])
+        reply = start + sizes[0] + sizes[1]
+        made = TurnRecord(number, start, start + sizes[0], reply, end=len(log))
+        made.prompt_end = reply + sizes[2] if prompt_end else None
+        log.turns.append(made)
+        return made
+
+    turn(1, False)
+    passages = Passages(log, tokenizer)
+    whole = [Passage(1, 0, len(log))]
+    assert [passages.text_of(each) for each in whole] == ["Is it , then ?\nassistant\nIt is ."]  # nothing tells
+    second = turn(2, True)
+    whole.append(Passage(2, second.start, len(log)))
+    assert [passages.text_of(each) for each in whole] == ["Is it , then ?\nIt is ."] * 2
+    assert second.reply_start is not None
+    assert passages.text_of(Passage(2, second.start, second.reply_start)) == "Is it , then ?"
+    assert passages.text_of(Passage(2, second.reply_start + 1, len(log))) == "It is ."
+    assert passages.text_of(Passage(2, second.start + sizes[0] + 1, second.reply_start)) == "s it , then ?"
+    log.turns[1].reply_start = None  # not known: all behind the opening is the message
+    assert passages.text_of(whole[1]) == "Is it , then ?assistant\nIt is ."
+
+
+def test_only_finished_turns_are_indexed_and_each_once() -> None:
+    log, tokenizer, decoded = log_of("The safe is green.", "The gate is blue."), toy_tokenizer(), list[list[int]]()
+
+    def decode(ids: list[int], **how: Any) -> Any:
+        decoded.append(ids)
+        return tokenizer.decode(ids, **how)
+
+    passages = Passages(log, SimpleNamespace(decode=decode))
+    for _ in range(2):
+        passages.update()
+        assert (passages.index.count, len(passages.all)) == (2, 2)
+        assert len(decoded) == 2
+    running = add(log, "The shed is red.")
+    running.end, later = None, add(log, "The kiosk is white.")
+    passages.update()
+    assert passages.index.count == 2  # nothing behind a running turn
+    running.end = later.start
+    passages.update()
+    assert [each.turn for each in passages.all] == [1, 2, 3, 4]
+    del log.turns[1:]
+    passages.update()
+    assert (passages.index.count, len(passages.all)) == (1, 1)

@@ -161,3 +161,46 @@ def test_logits_are_left_as_they_were() -> None:
     logits = LOGITS.clone()
     sampler(temperature=0.5, repetition_penalty=2.0)(logits, (0, 1))
     assert torch.equal(logits, LOGITS)
+
+
+# --- the draw itself --------------------------------------------------------------------------------------------
+
+
+def drawn(scores: torch.Tensor, point: float) -> int:
+    """The first token at which the summed probabilities exceed `point`, a share of all."""
+    shares = scores.double().softmax(-1)
+    total, limit = 0.0, point * shares.sum().item()
+    for token, share in enumerate(shares.tolist()):
+        total += share
+        if total > limit:
+            return token
+    return len(shares) - 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4, 2.5])
+def test_each_draw_uses_one_number_of_the_generator(temperature: float) -> None:
+    numbers = torch.Generator().manual_seed(11)
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(3))
+    draw, filtered = sampler(11, temperature=temperature), sampler(11, temperature=temperature, top_k=12)
+    likely = logits.sort(descending=True, stable=True)
+    for _ in range(60):
+        point = torch.rand(1, generator=numbers, dtype=torch.float64).item()
+        assert draw(logits, ()) == drawn(logits / temperature, point)
+        assert filtered(logits, ()) == likely.indices[drawn(likely.values[:12] / temperature, point)]
+
+
+@pytest.mark.parametrize("count", [63, 64, 65, 511, 512, 513, 900])
+@pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"min_p": 0.98}, {"top_p": 0.999}], ids=str)
+def test_filters_see_as_many_tokens_as_they_keep(count: int, settings: dict[str, float]) -> None:
+    """`count` tokens are about equally likely, and 200 others far less: the draws reach the last one that is kept."""
+    logits = torch.full((count + 200,), -30.0)
+    likely = torch.randperm(count + 200, generator=torch.Generator().manual_seed(count))[:count]
+    logits[likely] = torch.linspace(2.0, 1.99, count)
+    shares = logits[likely].double().softmax(-1)
+    kept = int((shares.cumsum(-1) - shares < settings.get("top_p", 1.0)).sum())
+    generator = new_generator(5, CPU)
+    plain: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
+    draw = Sampler(Settings(**(plain | settings)), CPU, generator)
+    for _ in range(12):
+        point = torch.rand(1, generator=new_generator(5, CPU).set_state(generator.get_state()), dtype=torch.float64)
+        assert draw(logits, ()) == likely[drawn(logits[likely[:kept]], point.item())]

@@ -151,6 +151,14 @@ def toy_tokenizer(chat_template: str | None = CHATML) -> Any:
     return tokenizer
 
 
+def joining_tokenizer(chat_template: str | None = CHATML) -> Any:
+    """The same, which drops spaces before signs unless it is told not to, as those of older models do."""
+    tokenizer = toy_tokenizer(chat_template)
+    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    return tokenizer
+
+
 WORDS = ["▁", "▁hello", "▁world", "hello", "a", ".", "\n", "\N{REPLACEMENT CHARACTER}"]
 """Tokens of `byte_token_tokenizer` behind 3 control tokens and 256 bytes."""
 
