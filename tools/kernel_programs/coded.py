@@ -22,7 +22,7 @@ SEARCHED = (1.0, 0.9, 0.8, 0.7)
 MOST = 3e38
 """Heads with a larger norm may overflow when they are multiplied by a Hadamard matrix: no partial sum is larger."""
 LEAST = 1e-30
-"""Heads whose numbers are all smaller become 0."""
+"""Heads, queries, and shares whose numbers are all smaller become 0."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Coded:
     def queried(self, query: Bounded) -> Bounded:
         """Queries are multiplied by the matrix, and rounded to 16-bit integers."""
         most = np.abs(query.value).sum(-1, keepdims=True) / math.sqrt(_part(query.value.shape[-1]))
-        return Bounded(query.value, query.error + most * math.sqrt(query.value.shape[-1]) / 32767)
+        off = (most / 32767 + np.minimum(most, 1.01 * LEAST)) * math.sqrt(query.value.shape[-1])
+        return Bounded(query.value, query.error + off)
 
     def share_error(self, shares: Array, values: Array) -> Array:
         """Shares times scales are rounded to 16-bit integers, up to the largest of them; then they multiply codes."""
@@ -87,7 +88,8 @@ class Coded:
         largest = (shares * scales[:, None]).max(-1, keepdims=True, initial=0.0)
         norms = (shares * np.linalg.norm(values, axis=-1)[:, None]).sum(-1, keepdims=True)
         turning = np.where(norms > MOST, np.inf, 16 * EPS * norms)
-        return np.asarray(0.53 / 32767 * largest * codes.sum(1, keepdims=True) + turning)
+        off = 0.53 / 32767 * largest + np.minimum(largest, 1.01 * LEAST)
+        return np.asarray(off * codes.sum(1, keepdims=True) + turning)
 
     def _choice(
         self, x: Bounded, turned: Array, doubt: Array, scales: Array, is_sure: Array
