@@ -75,6 +75,12 @@ class Terminal:
                     self._cpu_s = thread.user_time + thread.system_time
         return self._cpu_s
 
+    def has_signals(self) -> bool:
+        """Whether Ctrl+C sends SIGINT, as it does before the app has started and after it has restored the terminal."""
+        with contextlib.suppress(OSError, termios.error):
+            return bool(termios.tcgetattr(self._child.child_fd)[3] & termios.ISIG)
+        return True
+
     @property
     def row(self) -> int:
         """The row of the cursor, from 0."""

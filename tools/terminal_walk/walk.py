@@ -132,7 +132,7 @@ class Walk:
             self.terminal = self._start_again()
 
     def _settle(self) -> None:
-        """Return to the input: close dialogs, and stop a running reply."""
+        """Return to the input: close dialogs, and stop a running reply. If the app is quitting, wait for its end."""
         terminal = self.terminal
         terminal.resize(100, 30)
         if self._front_end == "app":
@@ -145,6 +145,9 @@ class Walk:
             terminal.wait(lambda: any(TOOLBAR.search(line) for line in terminal.lines()), HANG_S)
         terminal.send(b"x")  # the input has text, so that this clears it and does not quit
         terminal.read(0.1)
+        if self._front_end == "app" and terminal.has_signals():  # Ctrl+C would kill it
+            terminal.wait(lambda: not terminal.is_alive(), HANG_S)
+            return
         terminal.send(INTERRUPT)
         terminal.read(0.2)
 
@@ -155,6 +158,8 @@ class Walk:
         then types it again, as a user would.
         """
         self._settle()
+        if not self.terminal.is_alive():  # `_take` checks its exit code
+            return
         self._words += 1
         word = f"zq{self._words}w"
         if not self._shows(word, self._limit_s):
