@@ -94,7 +94,7 @@ class StreamchatApp(App[int]):
         add_app_commands(self, self._chat)
         self._leaving = Leaving(self, engine, self._bridge)
         self._collections = CollectionPace()
-        self._type_ahead = TypeAhead(self, super().on_event)
+        self._type_ahead = TypeAhead(self, self._handle_typed)
         self._attention = AttentionCall(
             lambda: engine.settings, lambda: not self.app_focus and self.state.outbox.phase is Phase.IDLE
         )
@@ -122,6 +122,14 @@ class StreamchatApp(App[int]):
             await self._type_ahead.put(event)
         else:
             await super().on_event(event)
+
+    async def _handle_typed(self, event: events.Event) -> None:
+        """Handle a key or a paste. If no widget has the focus, as after a click where nothing is, the input gets it."""
+        self.app_focus = True  # whatever the terminal reported; Textual then restores the focus
+        chat = self._chat
+        if self.screen is chat and chat.is_mounted and chat.focused is None:
+            chat.set_focus(chat.prompt, scroll_visible=False)
+        await super().on_event(event)
 
     # --- startup --------------------------------------------------------------------------------------------
 

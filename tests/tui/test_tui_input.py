@@ -42,6 +42,20 @@ async def test_new_lines_and_growth() -> None:
         assert driver.prompt.size.height == 1
 
 
+async def test_what_is_typed_or_pasted_without_a_focus_is_in_the_input() -> None:
+    async with driving(ScriptedEngine()) as driver:
+        driver.chat.set_focus(None)
+        await driver.pilot.press("h", "i")
+        assert driver.prompt.text == "hi"
+        driver.chat.set_focus(None)
+        driver.app.post_message(events.Paste(" there"))
+        await driver.until(lambda: driver.prompt.text == "hi there")
+        driver.app.post_message(events.AppBlur())
+        await driver.until(lambda: driver.chat.focused is None)
+        driver.app.post_message(events.Paste("!"))
+        await driver.until(lambda: driver.prompt.text == "hi there!")
+
+
 async def test_paste_is_one_unsent_message() -> None:
     engine = ScriptedEngine()
     async with driving(engine) as driver:
