@@ -7,11 +7,12 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.layers.slots import SCALES, CopiedStates
+from streamchat.sessions.tensor_file import tensors_to_bytes
 
 Kind = Literal["native", "int8"]
 _KEY = "streamchat"
@@ -40,7 +41,7 @@ def to_bytes(tokens: EvictedTokens, kind: Kind) -> bytes:
                 tensors[key] = stack.contiguous()
     facts = {"runs": tokens.runs, "position": tokens.position, "stacks": stacks, "moved": tokens.moved}
     tensors[_KEY] = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
-    return bytes(save(tensors))
+    return tensors_to_bytes(tensors)
 
 
 def from_bytes(data: bytes) -> EvictedTokens | None:

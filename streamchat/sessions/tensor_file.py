@@ -1,13 +1,14 @@
-"""Writes a safetensors file tensor by tensor, into the file that it is given.
+"""Writes tensors in the safetensors format, into the file that is given or as bytes.
 
 `safetensors.torch.save_file` (0.8) writes into another file of its own next to it; a process that ends meanwhile leaves
-that file behind, under a name that nothing looks for.
+that file behind, under a name that nothing looks for. And `safetensors.torch.save` (0.8) creates a ctypes type for each
+number of bytes that a tensor can have, which Python never frees (5.7 kB).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         OSError: The file cannot be written.
     """
+    parts = _parts(tensors, metadata)
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return what a file with `tensors` and `metadata` contains."""
+    return b"".join(_parts(tensors, metadata or {}))
+
+
+def _parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    about: dict[str, Any] = {"__metadata__": dict(metadata)}
+    about: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name in names:
         tensor = tensors[name]
@@ -36,8 +49,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         at = stop
     header = json.dumps(about, separators=(",", ":")).encode()
     header += b" " * (-len(header) % _ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name in names:
-            if tensors[name].numel():
-                file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    yield len(header).to_bytes(8, "little") + header
+    for name in names:
+        if tensors[name].numel():
+            yield tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
