@@ -8,15 +8,17 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import ClassVar
 
 from rich.text import Text
 from textual import events
+from textual.actions import ActionParseResult
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
 from textual.css.query import NoMatches
+from textual.dom import DOMNode
 from textual.driver import Driver
 from textual.notifications import Notify
 from textual.screen import Screen
@@ -43,6 +45,7 @@ from streamchat.tui.leaving import Leaving, report_unsent
 from streamchat.tui.pace import CollectionPace
 from streamchat.tui.palette import Palette, palette_entries
 from streamchat.tui.screens.chat import ChatScreen
+from streamchat.tui.screens.closable import Closable
 from streamchat.tui.state import ChatState
 from streamchat.tui.terminal import guarded_driver, guarded_terminal
 from streamchat.tui.themes import remember_theme, remembered_theme, unknown_theme, user_themes
@@ -130,6 +133,22 @@ class StreamchatApp(App[int]):
         if self.screen is chat and chat.is_mounted and chat.focused is None:
             chat.set_focus(chat.prompt, scroll_visible=False)
         await super().on_event(event)
+
+    async def run_action(
+        self,
+        action: str | ActionParseResult,
+        default_namespace: DOMNode | None = None,
+        namespaces: Mapping[str, DOMNode] | None = None,
+    ) -> bool:
+        """Run an action, unless its dialog has no widgets yet, or not any more.
+
+        A key may be on its way to the input while a dialog opens. Textual looks for its action in the dialog.
+        """
+        nodes = default_namespace.ancestors_with_self if default_namespace else ()
+        screen = next((node for node in nodes if isinstance(node, Screen)), None)
+        if isinstance(screen, Closable) and (not screen.is_mounted or screen.is_gone):
+            return False
+        return await super().run_action(action, default_namespace, namespaces)
 
     # --- startup --------------------------------------------------------------------------------------------
 

@@ -78,6 +78,25 @@ async def test_keys_that_are_typed_while_a_dialog_opens_reach_it() -> None:
         assert driver.prompt.text == ""
 
 
+@pytest.mark.parametrize("name", OPEN)
+async def test_keys_on_their_way_to_the_input_while_a_dialog_opens_end_nothing(name: str) -> None:
+    """The app ended with exit code 1: the key's action ran in the palette, which did not have its list yet."""
+    keys = ("up", "down", "pageup", "pagedown", "home", "end", "left", "tab", "f2", "ctrl+home", "ctrl+end", "ctrl+d")
+    async with driving(ScriptedEngine()) as driver:
+        for steps in (0, 1, 3):
+            OPEN[name](driver)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for key in keys:
+                driver.prompt.post_message(Key(key, None))
+            await driver.until(lambda: driver.app.screen is not driver.chat)
+            await driver.until(lambda: driver.app.screen.is_mounted)
+            await driver.pilot.pause()
+            await driver.pilot.press("escape")
+            await driver.until(lambda: driver.app.screen is driver.chat)
+    assert driver.app._exception is None
+
+
 async def test_keys_that_are_typed_while_a_dialog_closes_reach_the_input() -> None:
     """They went to the dialog, and were lost with it."""
     async with driving(ScriptedEngine()) as driver:
