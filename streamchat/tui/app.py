@@ -145,8 +145,8 @@ class StreamchatApp(App[int]):
         A key may be on its way to the input while a dialog opens. Textual looks for its action in the dialog.
         """
         nodes = default_namespace.ancestors_with_self if default_namespace else ()
-        screen = next((node for node in nodes if isinstance(node, Screen)), None)
-        if isinstance(screen, Closable) and (not screen.is_mounted or screen.is_gone):
+        dialog = next((node for node in nodes if isinstance(node, Closable)), None)
+        if dialog and not dialog.has_widgets:
             return False
         return await super().run_action(action, default_namespace, namespaces)
 

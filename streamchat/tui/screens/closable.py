@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.events import Mount, Resize
 from textual.message import Message
 
@@ -16,11 +18,19 @@ class Closable(LatestSize):
     and a handler that looks for them would end the app with an error.
     """
 
+    if TYPE_CHECKING:
+        is_mounted: bool
+
     @property
     def is_gone(self) -> bool:
         """Whether the screen was closed, or the app exits."""
         stack: list[object] = [*self.app.screen_stack]
         return self not in stack or self.app._exit
+
+    @property
+    def has_widgets(self) -> bool:
+        """Whether the widgets of the screen exist."""
+        return self.is_mounted and not self.is_gone
 
     async def _dispatch_message(self, message: Message) -> None:
         # what bubbles comes from widgets; what does not, such as `Unmount`, removes the screen
