@@ -11,6 +11,7 @@ CLOCKS = {"perf_counter", "monotonic", "process_time", "thread_time"}
 UNTESTABLE_KEYWORDS = {
     *("strict", "encoding", "slots", "frozen"),  # they state what is so anyway
     *("stacklevel", "daemon", "name", "non_blocking"),  # for warnings, the end of the process, debuggers, and speed
+    "verbose",  # whether a tokenizer warns about long texts
     "device",  # there is one in the tests; those of tests/gpu need another
 }
 """Keywords of calls that are neither left out nor changed."""
