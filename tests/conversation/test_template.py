@@ -180,8 +180,8 @@ def test_no_mark_is_ever_fed(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     made: list[str] = []
     new_marks = rendering.new_marks
 
-    def watched(length: int) -> rendering.Marks:
-        marks = new_marks(length)
+    def watched(*length: int) -> rendering.Marks:
+        marks = new_marks(*length)
         made.extend(marks.all)
         return marks
 

@@ -175,7 +175,7 @@ def _takes(tokenizer: Any, defaults: Arguments) -> TemplateArguments:
     switch = switch_of(names)
     if not switch:
         return takes
-    prompt = conversation([new_marks(6).users[0]])
+    prompt = conversation([new_marks().users[0]])
     with suppress(UnusableTemplateError):
         on = Renderer(tokenizer, FIXED_TIME, {switch: True})(prompt, generation=True)
         takes = replace(takes, thinks=on == render(prompt, generation=True))
@@ -240,7 +240,7 @@ def _measure_parts(render: Renderer, system_prompt: str) -> tuple[Parts, list[Fa
 
 def _contents(render: Renderer, parts: Parts, system_prompt: str, fallbacks: Sequence[Fallback]) -> Contents:
     """Return the frames that show how the template writes a text."""
-    marks = new_marks(6)
+    marks = new_marks()
     u1, a1, u2 = marks.users[0], marks.replies[0], marks.users[1]
     folded, moved = "system-folded" in fallbacks, "system-first" in fallbacks
     first_prompt = None if folded or not system_prompt else system_prompt
@@ -267,7 +267,7 @@ def _contents(render: Renderer, parts: Parts, system_prompt: str, fallbacks: Seq
 
 def _rewrites_replies(contents: Contents, parts: Parts) -> bool:
     """Return whether the template writes a past reply differently than generated, for example without reasoning."""
-    mark = new_marks(6).replies[0]
+    mark = new_marks().replies[0]
     written = contents.given(f"<think>\n{mark}\n</think>\n\nanswer")
     dropped = written is not None and mark not in written
     # a generation prompt that opens the reasoning, and a past reply without it
@@ -276,7 +276,7 @@ def _rewrites_replies(contents: Contents, parts: Parts) -> bool:
 
 def _drops_reasoning(render: Renderer) -> bool:
     """Return whether the template writes the reasoning of the newest reply but not that of earlier replies."""
-    marks = new_marks(6)
+    marks = new_marks()
     for key in REASONING_KEYS:
         message, reply, later = conversation([marks.users[0], marks.replies[0], marks.users[1]])
         turn = [message, {**reply, key: marks.replies[1]}]

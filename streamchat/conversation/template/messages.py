@@ -74,7 +74,7 @@ def render_messages(
 
 def reads_parts(render: Renderer) -> bool:
     """Return whether the template writes a list with a text part as it writes the text itself."""
-    mark = new_mark(6)
+    mark = new_mark()
 
     def written(content: Any) -> str:
         return render([{"role": "user", "content": content}], generation=True)
@@ -126,7 +126,7 @@ class _Hidden:
         return "".join([*pieces, text[at:]]), tuple(spans)
 
     def _mark(self, name: str) -> str:
-        mark = new_mark(6)
+        mark = new_mark()
         self._marks[mark] = name
         return mark
 
