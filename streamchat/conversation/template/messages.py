@@ -103,7 +103,7 @@ class _Hidden:
     """Puts marks in place of the names of control tokens, and the names in place of the marks."""
 
     def __init__(self, encoder: TextEncoder) -> None:
-        names = sorted(encoder.control_names, key=len, reverse=True)
+        names = sorted(encoder.control_names, reverse=True)  # a name before one that it starts with
         self._names = re.compile("|".join(map(re.escape, names))) if names else None
         self._reasoning = encoder.reasoning_names
         self._marks: dict[str, str] = {}
