@@ -187,7 +187,11 @@ def test_the_end_of_the_previous_reply_counts_for_the_ids_of_the_next_message() 
     tokenizer.chat_template = toy.PARAGRAPHS
     encoder = ChatEncoder(tokenizer, choose_format(tokenizer, "template", ""))
     for history in ([("Is it?", "It is")], [("Is it?", "So.\n")], [("Is it?", "It is."), ("So?", "x\n\n")]):
-        messages = [{"role": role, "content": text} for turn in history for role, text in zip(("user", "assistant"), turn)]
+        messages = [
+            {"role": role, "content": text}
+            for turn in history
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
         messages.append({"role": "user", "content": "Why?"})
         expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert fed(encoder, history, "Why?") == expected

@@ -58,7 +58,10 @@ def _fails_at(count: int) -> Any:
         (changed(lambda messages, text: f"{min(len(messages), 3)}{text}"), ("1<user>", "", *BETWEEN[:3], False)),
         (changed(lambda messages, text: f"{min(len(messages), 5)}{text}"), ("1<user>", "", *BETWEEN[:3], False)),
         (changed(lambda messages, text: f"{len(messages) // 7}{text}"), ("0<user>", "", *BETWEEN[:3], False)),
-        (changed(lambda messages, text: f"{text}{len(messages) // 3}"), ("<user>", "", BETWEEN[0] + "1", *BETWEEN[1:3], False)),
+        (
+            changed(lambda messages, text: f"{text}{len(messages) // 3}"),
+            ("<user>", "", BETWEEN[0] + "1", *BETWEEN[1:3], False),
+        ),
     ],
 )  # fmt: skip
 def test_turns_are_like_the_newest_of_two(template: Any, parts: Any) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from streamchat.conversation.template.rendering import MARK, Renderer, UnusableTemplateError, new_mark, new_marks, render
+from streamchat.conversation.template.rendering import (
+    MARK,
+    Renderer,
+    UnusableTemplateError,
+    new_mark,
+    new_marks,
+    render,
+)
 from tests.support import toy_tokenizer as toy
 
 pytestmark = pytest.mark.smoke

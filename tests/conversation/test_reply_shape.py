@@ -1,4 +1,4 @@
-"""What is learned from a chat template about replies: control tokens, tags around reasoning, and headers of messages."""
+"""What is learned from a chat template about replies: control tokens, tags around reasoning, headers of messages."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def test_control_tokens_around_a_reply(
 ) -> None:
     """The reply itself has none; its start belongs to the prompt."""
     one = {name: next(iter(ids(name))) for name in (START, END)}
-    expected = ReplyShape(one.get(close or ""), one.get(user or ""), role, frozenset(), ids(*around), prompt, None, None)
+    expected = ReplyShape(
+        one.get(close or ""), one.get(user or ""), role, frozenset(), ids(*around), prompt, None, None
+    )
     assert learned(template) == expected
 
 

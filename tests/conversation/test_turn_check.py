@@ -1,4 +1,4 @@
-"""How a fed turn is compared with the template: ids are characters here, and 1000 more for the same as ordinary letters.
+"""How a fed turn is compared with the template: ids are characters here, or 1000 more for the same as letters.
 
 `§` opens a message and `¶` closes it; both are control tokens.
 """
@@ -111,8 +111,10 @@ def test_a_difference_of_a_later_turn_is_shown_without_the_turn_before() -> None
 
 @pytest.mark.parametrize(
     ("after", "is_fed"),
-    [("reply", True), ("reply¶", True), ("reply¶§ualpha¶§", True), ("reply¶§ualpha¶§a", False), ("repl", False)]
-    + [("Reply", False), ("", False), ("reply§", False)],
+    [
+        *[("reply", True), ("reply¶", True), ("reply¶§ualpha¶§", True), ("reply¶§ualpha¶§a", False)],
+        *[("repl", False), ("Reply", False), ("", False), ("reply§", False)],
+    ],
 )
 @pytest.mark.parametrize("history", [(), BEFORE])
 def test_a_given_reply_is_compared_up_to_some_part_of_its_close(

@@ -57,6 +57,7 @@ def test_changes(source: str, expected: set[tuple[str, str]]) -> None:
         "x = f'{a} is too much'",
         "x = Thread(name='a', daemon=True)",
         "x = tokenizer(text, verbose=False)",
+        "x = field(repr=False)",
         "x = perf_counter() - before",
     ],
 )

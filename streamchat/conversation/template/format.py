@@ -30,7 +30,8 @@ from streamchat.conversation.template.rendering import Renderer, UnusableTemplat
 from streamchat.conversation.template.reply_shape import REASONING_KEYS
 
 __all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
-_OTHER_TIME = datetime(2011, 12, 13, 14, 15, 16, 171819)
+_OTHER_TIME = datetime.max
+"""A time that no template writes like `FIXED_TIME`."""
 
 
 def choose_format(
@@ -189,7 +190,7 @@ def _format_at(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatForm
     contents = _contents(render, parts, system_prompt, fallbacks)
     before, after = around_prompt
     head = contents.first.before
-    own = system_prompt and head[len(before) : len(head) - len(after)]
+    own = head[len(before) : len(head) - len(after)]
     if head != before + own + after:
         own = system_prompt
     if _rewrites_replies(contents, parts):
@@ -224,8 +225,6 @@ def _measure_parts(render: Renderer, system_prompt: str) -> tuple[Parts, list[Fa
         parts = measure(render, with_system=bool(system_prompt))
         around_prompt = parts.system_open, parts.system_close
     except UnusableTemplateError:
-        if not system_prompt:
-            raise
         parts = measure(render, with_system=False)
         try:
             around_prompt = first_system(render)
