@@ -1,4 +1,4 @@
-"""How a fed turn is compared with the template: ids are characters here, or 1000 more for the same as letters.
+"""How a fed turn is compared with the template: ids are characters here, or 100,000 more for letters.
 
 `§` opens a message and `¶` closes it; both are control tokens.
 """
@@ -18,7 +18,9 @@ from streamchat.conversation.template.turn_check import FedTurn, turn_difference
 pytestmark = pytest.mark.smoke
 
 CONTROL = {ord("§"), ord("¶")}
-LETTERS = 1000
+LETTERS = 100_000
+JOINED = "♦"
+"""`z¶` as one id."""
 FORMAT = ChatFormat("template", "", "", "", "§u", "§u", "¶§a", "¶", "¶§a")
 BEFORE: tuple[Exchange, ...] = (("one", "two"),)
 START = "§uone¶§atwo¶"
@@ -28,10 +30,10 @@ class Characters:
     """A tokenizer whose ids are code points."""
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(char) for char in text]}
+        return {"input_ids": [ord(char) for char in text.replace("z¶", JOINED)]}
 
     def decode(self, ids: Sequence[int], clean_up_tokenization_spaces: bool = True) -> str:
-        text = "".join(chr(token % LETTERS) for token in ids)
+        text = "".join(chr(token % LETTERS) for token in ids).replace(JOINED, "z¶")
         return text.replace(" .", ".") if clean_up_tokenization_spaces else text
 
     def get_chat_template(self) -> str:
@@ -88,6 +90,13 @@ def test_what_is_between_the_previous_reply_and_the_message_is_compared() -> Non
     assert difference("§uone¶§atwo§uHi¶§a", "Hi", BEFORE) != ""
     assert difference("§uone¶§atwo¶uHi¶§a", "Hi", BEFORE) != ""
     assert difference("§uone¶§axyz¶§uHi¶§a", "Hi", BEFORE) == ""  # that reply was compared with its own turn
+
+
+def test_the_end_of_the_previous_reply_may_have_grown_together_with_its_close() -> None:
+    assert difference(f"§uxyz¶§afe{JOINED}§uHi¶§a", "Hi", [("one", "fez")]) == ""
+    for reply in ("fez", "lake"):
+        assert difference("§uxyz¶§afez¶§uHi¶§a", "Hi", [("one", reply)]) == ""
+    assert difference(f"§uxyz¶§afe{JOINED}§uHi¶§a", "Hi", [("one", "lake")]) != ""
 
 
 DIGITS = "0123456789" * 15
