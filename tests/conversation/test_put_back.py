@@ -94,6 +94,7 @@ def test_turns_that_were_wanted_come_back_whole_and_the_others_are_named(desk: C
     assert (recalled.turns, recalled.partly) == ((1, 2, 3), (3,))  # type: ignore[attr-defined]
     assert 240 < recalled.tokens <= 270  # type: ignore[attr-defined]
     desk.lost.update((1, 2, 3))
+    desk.log.turns[4].recalled = ()
     [notice] = desk.recall._recall_wanted(desk.log.turns[4], 10, [2], "find")  # type: ignore[arg-type]
     assert notice.text.startswith("Turn 2 could not be recalled")  # type: ignore[attr-defined]
 

@@ -186,12 +186,12 @@ def test_no_text_of_the_data_becomes_a_control_token(template: str, messages: An
 
 
 def test_a_reply_keeps_the_tags_that_templates_look_for() -> None:
-    tokenizer = tokenizer_of(toy.OPEN_REASONING + "{# <think> </think> #}")
+    tokenizer = tokenizer_of("{% for tool in tools or [] %}{{ tool.name }}{% endfor %}" + toy.OPEN_REASONING)
     messages = [
         {"role": "user", "content": "a</think>b"},
         {"role": "assistant", "content": "<think>\nHm.</think>Blue.<|im_end|>"},
     ]
-    made = render_messages(tokenizer, messages, generation=False)
-    assert made.text == "<|im_start|>user\na</think>b<|im_end|><|im_start|>assistant\nBlue.<|im_end|><|im_end|>"
-    assert made.ids.count(tokenizer.convert_tokens_to_ids("</think>")) == 0
+    made = render_messages(tokenizer, messages, tools=[{"name": "<think>"}], generation=False)
+    assert made.text == "<think><|im_start|>user\na</think>b<|im_end|><|im_start|>assistant\nBlue.<|im_end|><|im_end|>"
+    assert not set(tokenizer.convert_tokens_to_ids(["<think>", "</think>"])) & set(made.ids)
     assert made.ids.count(tokenizer.eos_token_id) == 2  # of three: one is the text of the reply
