@@ -32,6 +32,15 @@ ENDED = (
     "{{ '<|im_end|>' if m.role == 'assistant' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\n' }}assistant:\n{% endif %}"
 )
+LAST_END = (
+    "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}"
+    "{% if loop.last and m.role == 'assistant' %}[END]{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+BARE = (
+    "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}{{ '\n' }}[reply]\n{% else %}<|im_end|>"
+    "{% if not loop.last %}{{ '\n' }}{% endif %}{% endif %}{% endfor %}"
+)
 REPLY = "\n\nassistant:\n"
 INSIDE = ("<|im_start|>[INST] ", " [/INST]", " [/INST] ", " <|im_end|>")
 THOUGHT = (*CHATML[:2], f"{ASSISTANT}<think>\n\n</think>\n\n", *CHATML[3:])
@@ -97,6 +106,17 @@ THOUGHT = (*CHATML[:2], f"{ASSISTANT}<think>\n\n</think>\n\n", *CHATML[3:])
             SYSTEM,
             ("System: ", SYSTEM.strip(), "\n\n"),
             ("User: ", "User: ", "\n\nAssistant:", "\n\nAssistant: ", "\n\n"),
+            (),
+        ),
+        # the newest reply is closed otherwise, and there is no control token; messages without an opening
+        (LAST_END, "", ("", "", ""), ("User: ", "User: ", "\nAssistant: ", "\nAssistant: ", "\n"), ()),
+        (BARE, "", ("", "", ""), ("", "\n", "\n[reply]\n", "\n[reply]\n", "<|im_end|>"), ()),
+        # a template that writes nothing without a request for a reply
+        (
+            f"{{% if add_generation_prompt %}}{toy.CHATML}{{% endif %}}",
+            "",
+            ("<|im_start|>system\nBe kind.", "", ""),
+            ("<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>user\n", ASSISTANT, ASSISTANT, ""),
             (),
         ),
         # a space before a message is tokenized with what follows
@@ -270,6 +290,7 @@ def test_a_template_that_raises_for_one_kind_of_reasoning_may_drop_another() -> 
     [
         ("{{ m.content }}", False),
         ("{{ m.content.split('</think>')[-1] }}", True),
+        ("{{ m.content.split('</think>')[-1] if m.content.startswith('<think>') else m.content }}", True),
         ("{{ m.content | replace('<think>', '<thought>') }}", False),  # it writes the reasoning otherwise
     ],
 )

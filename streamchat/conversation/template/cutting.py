@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, pairwise
 
-from streamchat.conversation.template.rendering import Marks, Message, Renderer, UnusableTemplateError, new_marks
+from streamchat.conversation.template.rendering import (
+    MARK,
+    Marks,
+    Message,
+    Renderer,
+    UnusableTemplateError,
+    new_mark,
+    new_marks,
+)
 
 TURNS = 4
 """Conversations of 1 to `TURNS` turns must have the same parts."""
@@ -64,13 +72,13 @@ def measure(render: Renderer, *, with_system: bool) -> Parts:
 
 def natural_close(render: Renderer) -> str:
     """Return what the template writes after the last reply of a conversation; '' if that is unknown."""
-    marks = new_marks()
+    reply = new_mark()
     try:
-        text = render(conversation([marks.users[0], marks.replies[0]]))
+        text = render(conversation([new_mark(), reply]))
     except UnusableTemplateError:
         return ""
-    close = text.partition(marks.replies[0])[2]
-    return "" if any(mark in close for mark in marks.all) else close
+    close = text.partition(reply)[2]
+    return "" if MARK.search(close) else close
 
 
 def _keeps_to(render: Renderer, parts: Parts, with_system: bool) -> bool:

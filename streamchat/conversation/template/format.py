@@ -26,7 +26,7 @@ from streamchat.conversation.template.arguments import (
 from streamchat.conversation.template.chat_format import FIXED_TIME, NOTES, ChatFormat, Fallback
 from streamchat.conversation.template.contents import Contents, Frame
 from streamchat.conversation.template.cutting import Parts, conversation, first_system, measure, natural_close, split
-from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, new_marks
+from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, new_mark
 from streamchat.conversation.template.reply_shape import REASONING_KEYS
 
 __all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
@@ -176,7 +176,7 @@ def _takes(tokenizer: Any, defaults: Arguments) -> TemplateArguments:
     switch = switch_of(names)
     if not switch:
         return takes
-    prompt = conversation([new_marks().users[0]])
+    prompt = conversation([new_mark()])
     with suppress(UnusableTemplateError):
         on = Renderer(tokenizer, FIXED_TIME, {switch: True})(prompt, generation=True)
         takes = replace(takes, thinks=on == render(prompt, generation=True))
@@ -239,8 +239,7 @@ def _measure_parts(render: Renderer, system_prompt: str) -> tuple[Parts, list[Fa
 
 def _contents(render: Renderer, parts: Parts, system_prompt: str, fallbacks: Sequence[Fallback]) -> Contents:
     """Return the frames that show how the template writes a text."""
-    marks = new_marks()
-    u1, a1, u2 = marks.users[0], marks.replies[0], marks.users[1]
+    u1, a1, u2 = new_mark(), new_mark(), new_mark()
     folded, moved = "system-folded" in fallbacks, "system-first" in fallbacks
     first_prompt = None if folded or not system_prompt else system_prompt
     later_prompt = None if moved else first_prompt
@@ -266,7 +265,7 @@ def _contents(render: Renderer, parts: Parts, system_prompt: str, fallbacks: Seq
 
 def _rewrites_replies(contents: Contents, parts: Parts) -> bool:
     """Return whether the template writes a past reply differently than generated, for example without reasoning."""
-    mark = new_marks().replies[0]
+    mark = new_mark()
     written = contents.given(f"<think>\n{mark}\n</think>\n\nanswer")
     dropped = written is not None and mark not in written
     # a generation prompt that opens the reasoning, and a past reply without it
@@ -275,15 +274,15 @@ def _rewrites_replies(contents: Contents, parts: Parts) -> bool:
 
 def _drops_reasoning(render: Renderer) -> bool:
     """Return whether the template writes the reasoning of the newest reply but not that of earlier replies."""
-    marks = new_marks()
+    reasoning = new_mark()
     for key in REASONING_KEYS:
-        message, reply, later = conversation([marks.users[0], marks.replies[0], marks.users[1]])
-        turn = [message, {**reply, key: marks.replies[1]}]
+        message, reply, later = conversation([new_mark(), new_mark(), new_mark()])
+        turn = [message, {**reply, key: reasoning}]
         try:
-            newest, earlier = render(turn), render([*turn, later], generation=True)
+            newest, earlier = render(turn), render([*turn, later])
         except UnusableTemplateError:
             continue
-        if marks.replies[1] in newest and marks.replies[1] not in earlier:
+        if reasoning in newest and reasoning not in earlier:
             return True
     return False
 
