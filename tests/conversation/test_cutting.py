@@ -102,6 +102,8 @@ def test_what_is_around_the_system_prompt() -> None:
     assert first_system(render) == ("<system>", "</system><user>")  # type: ignore[arg-type]
     alone = changed(lambda messages, text: "".join(f"{each['content']};" for each in messages))
     assert first_system(alone) == ("", ";")
+    moves = changed(lambda messages, text: text if len(messages) == 2 else render(messages[1:], generation=True))
+    assert first_system(moves) == ("<system>", "</system><user>")
 
 
 @pytest.mark.parametrize(

@@ -134,13 +134,14 @@ def test_control_tokens_of_reasoning() -> None:
     assert opened.around == ids(START, END, "</think>")
 
 
-def test_a_start_token_that_the_tokenizer_adds_to_each_text_is_no_part_of_a_tag() -> None:
+def test_a_start_token_that_the_tokenizer_adds_to_each_text_is_in_no_reply() -> None:
     tokenizer = tokenizer_of(chatml("<think>", "</think>"))
     (start,) = ids(START)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[(START, start)]
     )
-    assert shape_of(tokenizer).tags == THINK
+    shape = shape_of(tokenizer)
+    assert (shape.tags, shape.inside) == (THINK, ids("</think>"))
 
 
 # --- replies of several messages --------------------------------------------------------------------------------
