@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from streamchat.conversation.template.chat_format import FIXED_TIME, ChatFormat
 from streamchat.conversation.template.format import choose_format, template_format
@@ -31,6 +32,10 @@ ENDED = (
     "<|im_start|>{% for m in messages %}{{ '\n\n' if not loop.first }}{{ m.role }}:\n{{ m.content }}"
     "{{ '<|im_end|>' if m.role == 'assistant' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\n' }}assistant:\n{% endif %}"
+)
+SEPARATED = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }} [/{{ m.role }}]{{ '\n' if not loop.last }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n' }}[assistant]{% endif %}"
 )
 LAST_END = (
     "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}"
@@ -106,6 +111,13 @@ THOUGHT = (*CHATML[:2], f"{ASSISTANT}<think>\n\n</think>\n\n", *CHATML[3:])
             SYSTEM,
             ("System: ", SYSTEM.strip(), "\n\n"),
             ("User: ", "User: ", "\n\nAssistant:", "\n\nAssistant: ", "\n\n"),
+            (),
+        ),
+        (
+            SEPARATED,
+            SYSTEM,
+            ("[system] ", SYSTEM, " [/system]\n"),
+            ("[user] ", "[user] ", " [/user]\n[assistant]", " [/user]\n[assistant] ", " [/assistant]\n"),
             (),
         ),
         # the newest reply is closed otherwise, and there is no control token; messages without an opening
@@ -200,6 +212,15 @@ def test_the_plain_format() -> None:
     assert choose_format(tokenizer, "plain", " Be brief.\n") == expected
     made = choose_format(tokenizer, "plain", " \n")
     assert (made.system_prompt, made.system_close, made.system_block) == ("", "", "")
+    tokenizer.bos_token = None
+    assert choose_format(tokenizer, "plain", "").system_open == ""
+
+
+def test_the_plain_format_has_the_start_token_that_the_tokenizer_adds() -> None:
+    tokenizer = toy.toy_tokenizer(None)
+    start = [("<|im_start|>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=start)
+    assert choose_format(tokenizer, "plain", "").system_block == "<|im_start|>"
 
 
 # --- the clock and arguments -------------------------------------------------------------------------------------
@@ -237,6 +258,8 @@ def test_saved_turns_do_not_depend_on_time_and_arguments() -> None:
 
 def test_a_template_that_needs_an_argument_is_identified_with_it() -> None:
     needs = "{% if mode is not defined %}{{ raise_exception('mode is missing') }}{% endif %}"
+    dated = template_format(toy.toy_tokenizer(needs + EVERY), "", NOW, {"mode": "deep"})
+    assert dated.identity[1] == "<|im_start|>user 2000-01-01\n"
     made = template_format(toy.toy_tokenizer(needs + toy.CHATML), "", NOW, {"mode": "deep"})
     assert made.identity == made.parts
     assert made.parts[1] == "<|im_start|>user\n"

@@ -343,5 +343,5 @@ def _with_check(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> ChatF
 def _automatic_start(tokenizer: Any) -> str:
     """Return the start token that the tokenizer adds before a text; '' if it adds none."""
     bos = tokenizer.bos_token_id
-    ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
     return str(tokenizer.bos_token) if bos is not None and ids[:1] == [bos] else ""
