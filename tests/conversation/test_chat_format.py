@@ -72,9 +72,14 @@ def test_a_later_format_keeps_what_was_fed() -> None:
     assert same.after(earlier) == same
     assert same.after(earlier).renew() == a_format(user_open="V ")  # type: ignore[misc]
     for name in ("system_open", "system_prompt", "system_close", "first_user_open"):
-        later = same.after(replace(earlier, **{name: "old"}))
-        more = {name: "old", "fallbacks": ("clock", "start-kept"), "notes": ("a clock", NOTES["start-kept"])}
-        assert later == replace(same, **more)  # type: ignore[arg-type]
+        old: dict[str, Any] = {name: "old"}
+        later = same.after(replace(earlier, **old))
+        more: dict[str, Any] = {
+            name: "old",
+            "fallbacks": ("clock", "start-kept"),
+            "notes": ("a clock", NOTES["start-kept"]),
+        }
+        assert later == replace(same, **more)
         assert later.renew().user_open == "V "  # type: ignore[misc]
         assert getattr(later.renew(), name) == "old"  # type: ignore[misc]
     assert a_format().after(earlier).renew is None

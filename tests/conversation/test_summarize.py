@@ -17,7 +17,7 @@ from streamchat.conversation.summarize import next_to_evict, summarize
 
 
 def segment(turn: int, tokens: int, pinned: bool = False) -> ev.Segment:
-    return ev.Segment("message" if turn else "system", turn, tokens, tokens, pinned)
+    return ev.Segment("user" if turn else "system", turn, tokens, tokens, pinned)
 
 
 BLOCK = segment(0, 50, True)
