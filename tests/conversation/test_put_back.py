@@ -133,5 +133,6 @@ def test_a_turn_is_in_context_for_the_reply_to_a_message_that_matches_it() -> No
     chat.say(OTHER, "I think so.")
     assert not cache.ledger.count_in(*run)
     assert not cache.recalled
-    assert not log.turns[-1].recalled
+    newest = log.turns[-1]
+    assert newest.recalled == ()
     chat.check()
