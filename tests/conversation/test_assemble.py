@@ -11,7 +11,13 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
-from streamchat.conversation.assemble import StartedConversation, assemble, format_from_settings, format_with_arguments
+from streamchat.conversation.assemble import (
+    StartedConversation,
+    assemble,
+    format_from_settings,
+    format_with_arguments,
+    load_from_settings,
+)
 from streamchat.decode.steps import StepReport
 from streamchat.models.load import LoadedModel
 from tests.support import toy_tokenizer as toy
@@ -29,6 +35,19 @@ def started(loaded: LoadedModel | None = None, origins: dict[str, str] | None = 
     )
     assert steps == [("Checking positions",)]
     return made
+
+
+def test_the_model_of_the_settings_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, asked, progress = tiny_loaded(), list[Any](), lambda *_: None
+
+    def load(*given: Any) -> LoadedModel:
+        asked.append(given)
+        return loaded
+
+    monkeypatch.setattr("streamchat.models.load.load_from_settings", load)
+    settings = Settings(cache_size=128)
+    assert load_from_settings(Configuration(settings, {}), progress) is loaded
+    assert asked == [(settings, progress)]
 
 
 def test_what_is_said_about_a_model() -> None:
