@@ -89,9 +89,11 @@ def test_what_is_said_about_a_model() -> None:
     assert made.conversation.log.ids.tolist() == made.conversation.encoder.system_block()
 
 
-def test_without_a_report_the_step_is_unknown() -> None:
-    info = started().info
-    assert (info.decode_step, info.decode_reason, info.thinks, info.template_defaults) == ("", "", False, "{}")
+def test_what_is_unknown_about_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamchat.cache.context.context_length", lambda config: None)
+    info = started(tiny_loaded(toy.SWITCHED)).info
+    assert (info.decode_step, info.decode_reason, info.context_length, info.template_defaults) == ("", "", 0, "{}")
+    assert info.thinks  # if nothing is said about it
 
 
 @pytest.mark.parametrize(
