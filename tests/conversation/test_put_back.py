@@ -93,10 +93,16 @@ def test_turns_that_were_wanted_come_back_whole_and_the_others_are_named(desk: C
     # of 400 tokens, 20 are retained, 100 stay free, and 10 are for the message
     assert (recalled.turns, recalled.partly) == ((1, 2, 3), (3,))  # type: ignore[attr-defined]
     assert 240 < recalled.tokens <= 270  # type: ignore[attr-defined]
+    assert desk.updates > 0
     desk.lost.update((1, 2, 3))
     desk.log.turns[4].recalled = ()
     [notice] = desk.recall._recall_wanted(desk.log.turns[4], 10, [2], "find")  # type: ignore[arg-type]
     assert notice.text.startswith("Turn 2 could not be recalled")  # type: ignore[attr-defined]
+
+
+def test_a_turn_that_was_chosen_by_its_number_has_no_excerpt(desk: Counter) -> None:
+    chosen = desk.recall._first_of(2)
+    assert (chosen.turn.number, chosen.passage, chosen.excerpt) == (2, desk.passages[3], "")
 
 
 # --- with a model -----------------------------------------------------------------------------------------------
