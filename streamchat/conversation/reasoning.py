@@ -129,6 +129,9 @@ class ReplyReader:
 
     def end(self) -> str:
         """End the reply; return the text that was held back."""
+        rest = "" if self._header is None else self._header.rest
+        if rest:
+            return self._writer.write([*self._stream.close(), *self._stream.feed(rest), *self._stream.end()])
         return self._writer.write(self._stream.end()) + self._writer.end(is_open=self._stream.inside)
 
     def _mark_message(self, messages: Messages, token: int) -> str | None:
@@ -182,6 +185,12 @@ class _Header:
         text = text.removeprefix(self._role)
         bare = text.lstrip()
         return "" if "to=".startswith(bare[:3]) else text
+
+    @property
+    def rest(self) -> str:
+        """Text that is an answer if the reply ends here, because no header followed; '' if there is none."""
+        begins = self.channel is None and not self._role and self._text.lstrip()
+        return self._text if begins and "to=".startswith(begins) else ""
 
 
 class _Writer:

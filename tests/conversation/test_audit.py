@@ -176,6 +176,16 @@ def test_a_reply_that_is_fed_otherwise_than_shown_is_a_difference() -> None:
     assert difference(chat) == ""
 
 
+def test_a_difference_shows_the_end_of_the_text_without_special_tokens() -> None:
+    chat = make_chat(cache_size=256, max_new_tokens=300, control=["<|pause|>"])
+    pause = chat.tokenizer.convert_tokens_to_ids("<|pause|>")
+    letter = chat.tokenizer("z", add_special_tokens=False)["input_ids"]
+    chat.say("What?", [*letter * 110, pause, *letter * 110, chat.tokenizer.eos_token_id])
+    assert difference(chat) == ""
+    chat.conversation.log.turns[-1].reply = "A lake."
+    assert difference(chat) == f"the reply 'A lake.' is fed as '{'z' * 200}'"
+
+
 def test_a_given_reply_is_compared_id_by_id() -> None:
     chat = talk()
     chat.conversation.run_turn("What is it?", lambda: False, reply="A sea.")

@@ -125,6 +125,8 @@ def test_a_name_may_take_16_times_as_many_ids_in_single_letters() -> None:
     letters = [ord(letter) for letter in "xabcdefghijklmnop"]
     assert _same_text(tokenizer, letters, [1, 2])
     assert not _same_text(tokenizer, letters[:-1], [1, 2])
+    words[3] = words[1] + words[2]
+    assert _same_text(tokenizer, letters, [3])
 
 
 def frame(written: str) -> Any:

@@ -142,6 +142,12 @@ ANALYSIS: list[Step] = [(CHANNEL, ""), ("analysis", ""), (HEADER_END, ""), ("Wel
         (SEVERAL, [(START, ""), ("assistant to", ""), ("=f", ""), (HEADER_END, ""), ("call", "call")], ""),
         (SEVERAL, [("to", ""), ("=f", "")], ""),
         (SEVERAL, [("toast", "toast")], ""),
+        *((SEVERAL, [(text, "")], text) for text in ("t", "to", "to=", " to")),  # it ends without a header
+        (SEVERAL, [(" \n", "")], ""),
+        (SEVERAL, [("to=f", "")], ""),  # a header that is cut off
+        (SEVERAL, [("to", ""), (CHANNEL, ""), ("final", "")], ""),
+        (SEVERAL, [(START, ""), ("assistant", ""), (" to", "")], ""),
+        (SEVERAL, [*ANALYSIS, ("t", "")], "\n</think>\n\nt"),
         (SEVERAL, [("X", "X"), (CLOSE, ""), ("X", "X")], ""),
         (SEVERAL, [*ANALYSIS[:3], ("a XX", "<think>\na XX"), (" b", " b")], ""),
         # what could have been a tag is shown when a control token follows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -10,8 +11,7 @@ import pytest
 
 from streamchat.base.errors import ConfigError
 from streamchat.conversation.encoding import ChatEncoder
-from streamchat.conversation.template import cutting, rendering
-from streamchat.conversation.template import format as template_module
+from streamchat.conversation.template import rendering
 from streamchat.conversation.template.format import choose_format
 from streamchat.conversation.template.format_check import fed
 from streamchat.conversation.template.reference import Reference
@@ -178,15 +178,13 @@ def test_a_reply_that_is_given_stands_where_the_template_puts_it() -> None:
 @pytest.mark.parametrize("name", [*FOLLOWED, "LAST_SYSTEM", "ROUNDS", "NEWEST", "CLOCK"])
 def test_no_mark_is_ever_fed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    new_marks = rendering.new_marks
+    token_hex = secrets.token_hex
 
-    def watched(length: int) -> rendering.Marks:
-        marks = new_marks(length)
-        made.extend(marks.all)
-        return marks
+    def watched(length: int) -> str:
+        made.append(token_hex(length))
+        return made[-1]
 
-    for module in (cutting, template_module):
-        monkeypatch.setattr(module, "new_marks", watched)
+    monkeypatch.setattr(secrets, "token_hex", watched)
     tokenizer = toy.toy_tokenizer(getattr(toy, name))
     for system in ("", "Be brief."):
         text = tokenizer.decode(fed(ChatEncoder(tokenizer, choose_format(tokenizer, "auto", system)), WORDS, "Thanks."))

@@ -56,6 +56,8 @@ def test_changes(source: str, expected: set[tuple[str, str]]) -> None:
         "A = Literal['a', 'b']",
         "x = f'{a} is too much'",
         "x = Thread(name='a', daemon=True)",
+        "x = tokenizer(text, verbose=False)",
+        "x = field(repr=False)",
         "x = perf_counter() - before",
     ],
 )

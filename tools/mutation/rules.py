@@ -10,7 +10,9 @@ LOGGERS = {"_log", "log", "logger", "logging", "warnings"}
 CLOCKS = {"perf_counter", "monotonic", "process_time", "thread_time"}
 UNTESTABLE_KEYWORDS = {
     *("strict", "encoding", "slots", "frozen"),  # they state what is so anyway
-    *("stacklevel", "daemon", "name", "non_blocking"),  # for warnings, the end of the process, debuggers, and speed
+    *("stacklevel", "daemon", "name", "repr"),  # for warnings, the end of the process, and debuggers
+    "non_blocking",  # for speed
+    "verbose",  # whether a tokenizer warns about long texts
     "device",  # there is one in the tests; those of tests/gpu need another
 }
 """Keywords of calls that are neither left out nor changed."""

@@ -6,10 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, pairwise
 
-from streamchat.conversation.template.rendering import Marks, Message, Renderer, UnusableTemplateError, new_marks
+from streamchat.conversation.template.rendering import (
+    MARK,
+    Marks,
+    Message,
+    Renderer,
+    UnusableTemplateError,
+    new_mark,
+    new_marks,
+)
 
 TURNS = 4
 """Conversations of 1 to `TURNS` turns must have the same parts."""
+LONG = 17
+"""Another length of marks than the default."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +49,6 @@ class _Cut:
     betweens: tuple[str, ...]
     tail: str
 
-    def texts(self) -> tuple[str, ...]:
-        return (*self.head, *self.replies, *self.betweens, self.tail)
-
 
 def measure(render: Renderer, *, with_system: bool) -> Parts:
     """Return the parts of the template.
@@ -52,35 +59,33 @@ def measure(render: Renderer, *, with_system: bool) -> Parts:
         UnusableTemplateError: The template raises, does not write each text once and in order, or writes texts into
             the parts.
     """
-    marks = new_marks(6), new_marks(17)
-    cuts = [_cut(render, each, turns, with_system) for each in marks for turns in (1, 2)]
-    one, two, *others = cuts
-    # the newest turn decides: some templates write the same turn differently later
-    parts = Parts(one.head[0], "".join(one.head[1:]), two.tail, two.replies[0], two.betweens[0])
-    if any(mark in text for cut in cuts for text in cut.texts() for mark in (*marks[0].all, *marks[1].all)):
-        raise UnusableTemplateError("it writes a text more than once")
-    if others[0] != one or others[1] != two:
+    marks = new_marks(), new_marks(LONG)
+    one, two, *others = [_cut(render, each, turns, with_system) for each in marks for turns in (1, 2)]
+    if others != [one, two]:  # also if one has a mark
         raise UnusableTemplateError("the text around messages depends on the messages")
+    # the newest turn decides: some templates write the same turn differently later
+    system_close = one.head[1] if with_system else ""
+    parts = Parts(one.head[0], system_close, two.tail, two.replies[0], two.betweens[0])
     consistent = one.tail == two.tail and one.head == two.head and _keeps_to(render, parts, with_system)
     return replace(parts, consistent=consistent)
 
 
 def natural_close(render: Renderer) -> str:
     """Return what the template writes after the last reply of a conversation; '' if that is unknown."""
-    marks = new_marks(6)
+    reply = new_mark()
     try:
-        text = render(conversation([marks.users[0], marks.replies[0]]))
+        text = render(conversation([new_mark(), reply]))
     except UnusableTemplateError:
         return ""
-    close = text.partition(marks.replies[0])[2]
-    return "" if any(mark in close for mark in marks.all) else close
+    close = text.partition(reply)[2]
+    return "" if MARK.search(close) else close
 
 
 def _keeps_to(render: Renderer, parts: Parts, with_system: bool) -> bool:
     head = (parts.system_open, parts.system_close) if with_system else (parts.system_open,)
     for turns in range(3, TURNS + 1):
         try:
-            cut = _cut(render, new_marks(6), turns, with_system)
+            cut = _cut(render, new_marks(), turns, with_system)
         except UnusableTemplateError:
             return False
         expected = _Cut(head, (parts.reply_open,) * (turns - 1), (parts.between,) * (turns - 1), parts.generation)
@@ -92,11 +97,11 @@ def _keeps_to(render: Renderer, parts: Parts, with_system: bool) -> bool:
 def _cut(render: Renderer, marks: Marks, turns: int, with_system: bool) -> _Cut:
     texts = [text for pair in zip(marks.users, marks.replies, strict=True) for text in pair][: 2 * turns - 1]
     text = render(conversation(texts, marks.system if with_system else None), generation=True)
-    pieces = split(text, texts)
-    head = tuple(pieces[0].split(marks.system)) if with_system else (pieces[0],)
+    start, *inner, tail = split(text, texts)
+    head = tuple(start.split(marks.system)) if with_system else (start,)
     if len(head) != 1 + with_system:
         raise UnusableTemplateError("it does not write the system prompt once and before the first message")
-    return _Cut(head, tuple(pieces[1:-1:2]), tuple(pieces[2:-1:2]), pieces[-1])
+    return _Cut(head, tuple(inner[::2]), tuple(inner[1::2]), tail)
 
 
 def conversation(texts: Sequence[str], system_prompt: str | None = None) -> list[Message]:
@@ -128,8 +133,8 @@ def first_system(render: Renderer) -> tuple[str, str]:
     Raises:
         UnusableTemplateError: The template does not write the system prompt once and before the message.
     """
-    cuts = [_cut(render, new_marks(length), 1, True) for length in (6, 17)]
-    if cuts[0] != cuts[1]:
+    cut, other = (_cut(render, each, 1, True) for each in (new_marks(), new_marks(LONG)))
+    if cut != other:
         raise UnusableTemplateError("the text around the system prompt depends on it")
-    before, after = cuts[0].head
+    before, after = cut.head
     return before, after

@@ -26,11 +26,12 @@ from streamchat.conversation.template.arguments import (
 from streamchat.conversation.template.chat_format import FIXED_TIME, NOTES, ChatFormat, Fallback
 from streamchat.conversation.template.contents import Contents, Frame
 from streamchat.conversation.template.cutting import Parts, conversation, first_system, measure, natural_close, split
-from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, new_marks
+from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, new_mark
 from streamchat.conversation.template.reply_shape import REASONING_KEYS
 
 __all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
-_OTHER_TIME = datetime(2011, 12, 13, 14, 15, 16, 171819)
+_OTHER_TIME = datetime.max
+"""A time that no template writes like `FIXED_TIME`."""
 
 
 def choose_format(
@@ -175,7 +176,7 @@ def _takes(tokenizer: Any, defaults: Arguments) -> TemplateArguments:
     switch = switch_of(names)
     if not switch:
         return takes
-    prompt = conversation([new_marks(6).users[0]])
+    prompt = conversation([new_mark()])
     with suppress(UnusableTemplateError):
         on = Renderer(tokenizer, FIXED_TIME, {switch: True})(prompt, generation=True)
         takes = replace(takes, thinks=on == render(prompt, generation=True))
@@ -189,7 +190,7 @@ def _format_at(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatForm
     contents = _contents(render, parts, system_prompt, fallbacks)
     before, after = around_prompt
     head = contents.first.before
-    own = system_prompt and head[len(before) : len(head) - len(after)]
+    own = head[len(before) : len(head) - len(after)]
     if head != before + own + after:
         own = system_prompt
     if _rewrites_replies(contents, parts):
@@ -224,8 +225,6 @@ def _measure_parts(render: Renderer, system_prompt: str) -> tuple[Parts, list[Fa
         parts = measure(render, with_system=bool(system_prompt))
         around_prompt = parts.system_open, parts.system_close
     except UnusableTemplateError:
-        if not system_prompt:
-            raise
         parts = measure(render, with_system=False)
         try:
             around_prompt = first_system(render)
@@ -240,8 +239,7 @@ def _measure_parts(render: Renderer, system_prompt: str) -> tuple[Parts, list[Fa
 
 def _contents(render: Renderer, parts: Parts, system_prompt: str, fallbacks: Sequence[Fallback]) -> Contents:
     """Return the frames that show how the template writes a text."""
-    marks = new_marks(6)
-    u1, a1, u2 = marks.users[0], marks.replies[0], marks.users[1]
+    u1, a1, u2 = new_mark(), new_mark(), new_mark()
     folded, moved = "system-folded" in fallbacks, "system-first" in fallbacks
     first_prompt = None if folded or not system_prompt else system_prompt
     later_prompt = None if moved else first_prompt
@@ -267,7 +265,7 @@ def _contents(render: Renderer, parts: Parts, system_prompt: str, fallbacks: Seq
 
 def _rewrites_replies(contents: Contents, parts: Parts) -> bool:
     """Return whether the template writes a past reply differently than generated, for example without reasoning."""
-    mark = new_marks(6).replies[0]
+    mark = new_mark()
     written = contents.given(f"<think>\n{mark}\n</think>\n\nanswer")
     dropped = written is not None and mark not in written
     # a generation prompt that opens the reasoning, and a past reply without it
@@ -276,15 +274,15 @@ def _rewrites_replies(contents: Contents, parts: Parts) -> bool:
 
 def _drops_reasoning(render: Renderer) -> bool:
     """Return whether the template writes the reasoning of the newest reply but not that of earlier replies."""
-    marks = new_marks(6)
+    reasoning = new_mark()
     for key in REASONING_KEYS:
-        message, reply, later = conversation([marks.users[0], marks.replies[0], marks.users[1]])
-        turn = [message, {**reply, key: marks.replies[1]}]
+        message, reply, later = conversation([new_mark(), new_mark(), new_mark()])
+        turn = [message, {**reply, key: reasoning}]
         try:
-            newest, earlier = render(turn), render([*turn, later], generation=True)
+            newest, earlier = render(turn), render([*turn, later])
         except UnusableTemplateError:
             continue
-        if marks.replies[1] in newest and marks.replies[1] not in earlier:
+        if reasoning in newest and reasoning not in earlier:
             return True
     return False
 
@@ -345,5 +343,5 @@ def _with_check(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> ChatF
 def _automatic_start(tokenizer: Any) -> str:
     """Return the start token that the tokenizer adds before a text; '' if it adds none."""
     bos = tokenizer.bos_token_id
-    ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
     return str(tokenizer.bos_token) if bos is not None and ids[:1] == [bos] else ""

@@ -74,7 +74,7 @@ def render_messages(
 
 def reads_parts(render: Renderer) -> bool:
     """Return whether the template writes a list with a text part as it writes the text itself."""
-    mark = new_mark(6)
+    mark = new_mark()
 
     def written(content: Any) -> str:
         return render([{"role": "user", "content": content}], generation=True)
@@ -103,7 +103,7 @@ class _Hidden:
     """Puts marks in place of the names of control tokens, and the names in place of the marks."""
 
     def __init__(self, encoder: TextEncoder) -> None:
-        names = sorted(encoder.control_names, key=len, reverse=True)
+        names = sorted(encoder.control_names, reverse=True)  # a name before one that it starts with
         self._names = re.compile("|".join(map(re.escape, names))) if names else None
         self._reasoning = encoder.reasoning_names
         self._marks: dict[str, str] = {}
@@ -126,7 +126,7 @@ class _Hidden:
         return "".join([*pieces, text[at:]]), tuple(spans)
 
     def _mark(self, name: str) -> str:
-        mark = new_mark(6)
+        mark = new_mark()
         self._marks[mark] = name
         return mark
 

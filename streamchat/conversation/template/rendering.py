@@ -119,12 +119,12 @@ class Marks:
         return (self.system, *self.users, *self.replies)
 
 
-def new_mark(length: int) -> str:
-    """Return a mark of `2 * length + 2` letters and digits."""
+def new_mark(length: int = 6) -> str:
+    """Return a mark of `2 * length + 2` letters and digits; `MARK` finds those of 6 or more."""
     return f"q{secrets.token_hex(length)}q"
 
 
-def new_marks(length: int) -> Marks:
+def new_marks(length: int = 6) -> Marks:
     """Return marks of `2 * length + 2` letters and digits for conversations of four turns."""
     users, replies = (tuple(new_mark(length) for _ in range(4)) for _ in range(2))
     return Marks(new_mark(length), users, replies)

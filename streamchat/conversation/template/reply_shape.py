@@ -127,7 +127,7 @@ class _Learner:
 
     def _inside_reply(self, extra: dict[str, str]) -> str:
         """Return the text of a past reply between the part shared with the generation prompt and the answer."""
-        text = self._after_message([{"role": "assistant", "content": ANSWER, **extra}], add_generation_prompt=False)
+        text = self._after_message([{"role": "assistant", "content": ANSWER, **extra}])
         if text.count(ANSWER) != 1:
             return ""
         text = text.partition(ANSWER)[0]
@@ -159,7 +159,7 @@ class _Learner:
         if not opening or closing is None or opening[0][0] == closing[0]:
             return None
         name = opening[0][0]
-        if self._ids(name)[:1] == [start] or (name in self._prompt and not self._prompt.rstrip().endswith(name)):
+        if self._ids(name) == [start] or (name in self._prompt and not self._prompt.rstrip().endswith(name)):
             return None  # it opens the message
         label = before[opening[0].end() :].strip() if opening[0].string == before else ""
         return Tags(name, closing[0], label)

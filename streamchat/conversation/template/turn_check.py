@@ -70,7 +70,7 @@ def _seams(reference: Reference, ids: Sequence[int], behind: Sequence[int]) -> l
     The last alternative is for a given reply that merges with its close.
     """
     start = len(ids) - len(behind)
-    return [list(ids[max(0, start - len(reference.between)) : start]), reference.between]
+    return [list(ids[start - len(reference.between) : start]), reference.between]
 
 
 def _same_text(tokenizer: Any, fed: Sequence[int], expected: Sequence[int]) -> bool:
