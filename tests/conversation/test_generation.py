@@ -194,7 +194,10 @@ def test_an_empty_reply_is_closed_and_a_given_one_is_fed_at_once() -> None:
     assert (run.of("feed"), run.of("show"), run.turn.end) == ([[70, 71]], [], 14)
     run = Run()
     run.log.append(range(5))
-    assert run.generation.feed_reply("hi", [1, 2]) == TurnOutcome(3, "hi", "stop", 5)
+    outcome = run.generation.feed_reply("hi", [1, 2])
+    assert (outcome.prompt_tokens, outcome.new_tokens, outcome.rolled_back) == (5, 0, False)
+    assert (outcome.turn, outcome.reply, outcome.finish_reason, outcome.speed) == (3, "hi", "stop", Speed())
+    assert TurnOutcome(1, "", "stop").prompt_tokens == 0
     assert run.calls == [("show", "hi"), ("feed", [1, 2])]
     assert (run.turn.end, run.turn.reply) == (14, "hi")
     assert Run().generation.feed_reply("", []) == TurnOutcome(3, "", "stop", 0)
