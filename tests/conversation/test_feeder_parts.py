@@ -57,6 +57,7 @@ class Run:
         self.dtype, self.cache, self.log = dtype, FakeCache(**cache), TokenLog()
         self.fed, self.asked, self.noted, self.fails_at = list[Any](), list[Any](), list[float](), -1
         self.feeder = Feeder(self, self.cache, self.log)  # type: ignore[arg-type]
+        assert self.feeder.chunk_size.largest == 256
         sizes: Any = SimpleNamespace(of=self.of, is_measured=lambda count: count == 4, note=self.noted.append)
         self.feeder.chunk_size = sizes
 

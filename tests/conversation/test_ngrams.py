@@ -55,6 +55,7 @@ def test_each_length_has_a_table_with_two_slots_per_token_from_16_384_to_262_144
         index.update(log)
         assert sizes(index) == [1 << slots] * 3
         assert index._slots == 1 << slots
+    assert sizes(indexed([7] * 16_384)[0]) == [1 << 16] * 3
     index.clear()
     assert sizes(index) == [1 << 14] * 3
     assert (index._slots, index._count) == (1 << 14, 0)
@@ -77,6 +78,14 @@ def test_text_is_indexed_piece_by_piece_as_at_once(step: int) -> None:
     log.append(text[len(text) // 2 :])
     index.update(log)
     assert index._tables == once._tables
+
+
+def test_places_that_were_cut_are_no_matches() -> None:
+    index, log = indexed([5] * 12)
+    for left in (11, 7, 3):
+        log.cut(left)
+        index.update(log)
+        assert index.find(log, 5) is None
 
 
 def test_a_larger_table_has_all_tokens() -> None:
