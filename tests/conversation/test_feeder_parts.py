@@ -23,8 +23,9 @@ class FakeCache:
 
     def __init__(self, *, croppable: bool = True, cache_size: int = 40) -> None:
         self.croppable, self.cache_size, self.ledger = croppable, cache_size, Ledger()
-        self.fit, self.fed_tokens = SimpleNamespace(single_steps=False), None
-        self.turn_starts, self.pins, self.compression_count = list[int](), (), 0
+        self.fit, self.turn_starts, self.compression_count = SimpleNamespace(single_steps=False), list[int](), 0
+        self.fed_tokens: Any = None
+        self.pins: tuple[tuple[int, int], ...] = ()
         self.calls: list[Any] = []
 
     def reset(self) -> None:
@@ -216,7 +217,7 @@ def test_a_cut_crops_or_prefills_what_is_left(run_of: Make) -> None:
 def test_a_prefill_replaces_the_contents_and_nothing_else(run_of: Make) -> None:
     run = filled(run_of(cache_size=7))
     given: list[Any] = []
-    run.cache.fed_tokens = SimpleNamespace(clear=lambda: given.append("clear"), append=given.append)  # type: ignore[assignment]
+    run.cache.fed_tokens = SimpleNamespace(clear=lambda: given.append("clear"), append=given.append)
     log, runs = run.log, [(0, 3), (5, 9)]
     assert run.feeder.prefill_runs(runs, 9) == 7
     assert run.fed == [[100, 101, 102, 105], [106, 107, 108]]

@@ -57,7 +57,7 @@ def test_only_a_cache_that_can_be_cropped_and_keeps_keys_has_a_history(
 
 def test_the_history_undoes_the_changes_of_the_turn_after_its_tokens_were_cropped(chat_of: Make) -> None:
     chat = chat_of()
-    chat.undo.rebuilt = never  # type: ignore[method-assign]
+    chat.undo.rebuilt = never
     chat.undo._marks[2] = 5
     turn = chat.start(turn_starts=(9, 10, 20, 40), compressions=3)
     assert (chat.captured, chat.cache.history.calls) == (0, ["begin"])
@@ -91,7 +91,7 @@ def test_beyond_the_history_the_marked_cache_is_rebuilt_or_prefilled(is_archived
         asked.append((mark, stop))
         return built if is_archived else None
 
-    chat.undo.rebuilt = rebuilt  # type: ignore[method-assign]
+    chat.undo.rebuilt = rebuilt
     assert turn.before is not None
     result = chat.undo.undo(turn)
     assert asked == [(turn.before.cache, 30)]
@@ -106,7 +106,7 @@ def test_without_history_the_turn_is_cropped_if_nothing_else_has_changed(changed
     turn = chat.start(**({changed: 99} if changed else {}))
     chat.cache.ledger = Ledger([(0, 4), (10, 60)], 60)  # as if it had evicted nothing
     chat.cache.history.oldest = 11
-    chat.undo.rebuilt = lambda *given: asked.append(given)  # type: ignore[method-assign]
+    chat.undo.rebuilt = lambda *given: asked.append(given)
     result = chat.undo.undo(turn)
     assert len(asked) == (1 if changed else 0)
     assert chat.cache.calls == ["discard", ("crop", 30)]
@@ -119,7 +119,7 @@ def test_layers_of_different_lengths_are_prefilled(chat_of: Make) -> None:
     turn = chat.start()
     chat.cache.ledger = Ledger([(0, 4), (10, 60)], 60)
     chat.cache.unequal = [54, 44]
-    chat.undo.rebuilt = never  # type: ignore[method-assign]
+    chat.undo.rebuilt = never
     assert chat.undo.undo(turn).read_again == 24
     assert (chat.prefilled, chat.cache.calls) == ([(BEFORE, 30)], ["discard"])
 

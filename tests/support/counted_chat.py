@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from streamchat.cache import checkpoint
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.form import Form
 from streamchat.cache.recompute import RecomputingCache
@@ -83,8 +84,8 @@ class CountedChat:
     def __init__(self, kind: type[FakeCache], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CacheHistory", FakeHistory)
         monkeypatch.setattr(module, "fit_to_budget", self.fit)
-        monkeypatch.setattr(module.checkpoint, "capture", self.capture)
-        monkeypatch.setattr(module.checkpoint, "restore", self.restore)
+        monkeypatch.setattr(checkpoint, "capture", self.capture)
+        monkeypatch.setattr(checkpoint, "restore", self.restore)
         self.cache: Any = kind()
         self.log = TokenLog()
         self.log.append(range(30))
@@ -92,7 +93,7 @@ class CountedChat:
         self.prefilled, self.captured, self.fitted = list[Any](), 0, list[tuple[int, int]]()
         self.errors: list[BaseException] = []
         feeder: Any = SimpleNamespace(prefill_runs=self.prefill, device="a device")
-        self.undo = Rollback(self.cache, self.log, feeder)
+        self.undo: Any = Rollback(self.cache, self.log, feeder)
 
     def start(self, number: int = 3, **mark: Any) -> TurnRecord:
         """Start a turn of 30 tokens, which evicts the 10 oldest ones that are not retained."""
