@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-_BYTE_LEVEL = ByteLevel(add_prefix_space=False, use_regex=False)
+_BYTE_LEVEL = ByteLevel(add_prefix_space=False)
 """Writes each byte as the character that byte-level tokenizers use for it."""
 
 
@@ -34,7 +34,7 @@ def control_tokens(tokenizer: Any, written: str = "") -> dict[int, str]:
 def byte_ids(tokenizer: Any, char: str, control: Container[int]) -> list[int]:
     """Return the ids of the single bytes of `char`, none of them in `control`; empty if there are no such tokens."""
     encoded = char.encode("utf-8", "replace")
-    byte_level = "".join(text for text, _ in _BYTE_LEVEL.pre_tokenize_str(encoded.decode()))
+    [(byte_level, _)] = _BYTE_LEVEL.pre_tokenize_str(encoded.decode())  # one character is one piece
     for names in (list(byte_level), [f"<0x{byte:02X}>" for byte in encoded]):
         ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
         if all(token not in (None, tokenizer.unk_token_id) and token not in control for token in ids):

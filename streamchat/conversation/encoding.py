@@ -25,7 +25,6 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: Any, written: str | None = None) -> None:
-        self._tokenizer = tokenizer
         self._control = control_tokens(tokenizer, _source(tokenizer) if written is None else written)
         self._safe = SafeText(tokenizer, self._control)
         self.control_ids = frozenset(self._control)

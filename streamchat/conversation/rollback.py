@@ -108,12 +108,11 @@ class Rollback:
             cache.history = CacheHistory(cache)
         self._marks: dict[int, int] = {}
         """For each turn, the number of the first change of the cache since it started."""
-        self._running: TurnRecord | None = None
+        self._uncopied: TurnRecord | None = None
+        """The running turn, until a copy for it was made or tried."""
         self._copy: _Copy | None = None
         """The copy for a finished turn."""
         self._running_copy: _Copy | None = None
-        self._must_copy = False
-        """Whether the running turn has no copy yet and none was tried."""
         self._hidden = False
         self.find_past: FindPast = lambda wanted, generation: ()
         """Finds archived tokens."""
@@ -146,20 +145,21 @@ class Rollback:
 
     def start_turn(self, turn: TurnRecord, before: TurnStart) -> None:
         """Start `turn`, the newest of the log, before any of it is fed or any event is emitted."""
-        turn.before, self._running, self._must_copy = before, turn, True
+        turn.before = before
         history = self._cache.history
         if history is not None:
             history.begin_turn()
             history.limit_bytes = max(SMALLEST_LIMIT, 2 * self._cache.kv_bytes)
             self._marks[turn.number] = history.mark
             return
+        self._uncopied = turn
         if not self._cache.croppable:
-            self._save_copy(turn)  # a recurrent state cannot be cropped
+            self.before_evict()  # a recurrent state cannot be cropped
 
     def end_turn(self) -> None:
         """Finish the running turn, which stays in the conversation."""
         self._copy = self._running_copy or self._copy
-        self._running = self._running_copy = None
+        self._uncopied = self._running_copy = None
         if len(self._log.turns) > REACH and not self._hidden:
             self._forget(self._log.turns[-REACH - 1])
 
@@ -186,13 +186,14 @@ class Rollback:
                 history.on_evicted = archive
 
     def before_evict(self) -> None:
-        """Save a copy of the cache before the first eviction of the running turn."""
-        if self._running is not None and self._must_copy and self._cache.history is None:
-            self._save_copy(self._running)
+        """Save a copy of the cache before the first eviction of the running turn, if the cache has no history."""
+        turn, self._uncopied = self._uncopied, None  # later in the turn the cache has changed
+        if turn is not None:
+            self._save_copy(turn)
 
     def clear(self) -> None:
         """Drop all copies; the conversation starts over."""
-        self._running = self._copy = self._running_copy = None
+        self._uncopied = self._copy = self._running_copy = None
         self._marks.clear()
         if self._cache.history is not None:
             self._cache.history.clear()
@@ -213,7 +214,7 @@ class Rollback:
         # not if memory ran out while layers evicted
         is_whole = cache.history is None or set(cache.lengths) <= {cache.length}
         copy = self._copy_of(turn)
-        self._running = self._running_copy = None
+        self._uncopied = self._running_copy = None
         left = Ledger(cache.ledger.runs_before(turn.start), turn.start)
         mark = before.cache
         pins = list(mark.pins) if pins_of_then else self._pins_before(turn)
@@ -307,7 +308,6 @@ class Rollback:
         return copy if copy.turn is turn else None
 
     def _save_copy(self, turn: TurnRecord) -> None:
-        self._must_copy = False  # later in the turn the cache has changed
         while True:
             try:
                 self._running_copy = _Copy(turn, checkpoint.capture(self._cache))

@@ -251,6 +251,15 @@ def test_a_closed_conversation_no_longer_watches_its_model() -> None:
     chat.check()
 
 
+def test_the_captured_steps_are_those_of_the_model_and_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation, recorded = talk(0).conversation, list[Any]()
+    monkeypatch.setattr(module, "record_used", lambda *given: recorded.append(given))
+    monkeypatch.setattr(module, "recorded_step", lambda model: ("the step of", model))
+    conversation.record_steps()
+    assert recorded == [(conversation.model, conversation.cache)]
+    assert conversation.recorded_step == ("the step of", conversation.model)
+
+
 # --- failures -------------------------------------------------------------------------------------------------------
 
 

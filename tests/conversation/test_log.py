@@ -15,6 +15,12 @@ def a_log() -> TokenLog:
     return log
 
 
+def test_a_new_turn_has_no_texts_and_a_new_log_no_index() -> None:
+    turn = a_log().turns[0]
+    assert (turn.text, turn.reply, turn.given, turn.recalled) == ("", "", False, ())
+    assert (a_log().unchanged, len(TokenLog())) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("run", "turns"),
     [

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from streamchat.conversation.log import TokenLog
 from streamchat.conversation.speculation import acceptance
 from streamchat.conversation.speculation.acceptance import AcceptanceRates, _bucket
 from streamchat.conversation.speculation.costs import RETRY, ForwardCosts, RunningMedian
-from streamchat.conversation.speculation.speculator import Speculator
+from streamchat.conversation.speculation.speculator import SINGLE_EVERY, Speculator
 
 TABLE = [(2, 0.1), (3, 0.2), (4, 0.3), (6, 0.45), (8, 0.6), (12, 0.75), (16, 0.85), (24, 0.9), (32, 0.95)]
 
@@ -170,3 +171,74 @@ def test_what_was_sampled_is_learned_up_to_the_first_surprise() -> None:
     speculator.begin_reply()
     speculator.learn([7])
     assert (speculator.proposed, speculator.accepted, speculator._expected) == (4, 3, [])
+
+
+TEXT = list(range(100, 160))
+
+
+def speculator_after(text: list[int], at_once: int = 256) -> tuple[Speculator, Any]:
+    """A speculator whose text is `text`, on a machine on which a forward of n tokens takes 1 s and 0.25 s per token."""
+    now, log = [0.0], TokenLog()
+    log.append(text)
+    cache = SimpleNamespace(cache_size=900, length=100, position_limit=900, next_position=100)
+
+    def forward(token: int, proposals: list[int]) -> Any:
+        now[0] += 0.75 + 0.25 * (1 + len(proposals))
+        return [token, *proposals]
+
+    model = SimpleNamespace(forward=SimpleNamespace(step=SimpleNamespace(max_tokens=at_once)))
+    feeder: Any = SimpleNamespace(log=log, cache=cache, model=model, forward_proposals=forward)
+    return Speculator(feeder, clock=lambda: now[0]), cache
+
+
+def test_each_forward_is_timed_and_returns_its_logits_and_proposals() -> None:
+    speculator, _ = speculator_after([*TEXT, *TEXT[:20]])
+    for _ in range(3):
+        assert speculator.forward(TEXT[20], 9, ()) == ([TEXT[20]], [])  # the unit is not known yet
+        assert (speculator._since_single, speculator._expected) == (0, [TEXT[21]])
+    assert speculator._costs._single.value == 1.0
+    for count in (1, 2):
+        assert speculator.forward(TEXT[20], 9, ()) == (TEXT[20:24], TEXT[21:24])
+        assert (speculator._since_single, speculator._expected) == (count, TEXT[21:24])
+    assert speculator._costs.cost(4) == 1.75
+    assert len(speculator.forward(TEXT[20], 9, ())[1]) == 5  # up to twice the measured size: 4.2 tokens in 2.25 s
+    assert speculator.forward(500, 9, ()) == ([500], [])  # no match
+    assert (speculator._since_single, speculator._expected, speculator._proposals) == (0, [], 0)
+
+
+@pytest.mark.parametrize(
+    ("most", "control", "expected"),
+    [(9, [], 3), (3, [], 3), (2, [], 2), (1, [], 1), (0, [], 0), (9, [TEXT[23]], 2), (9, [TEXT[21]], 0)],
+)
+def test_the_limit_and_control_tokens_end_the_proposals(most: int, control: list[int], expected: int) -> None:
+    speculator, cache = speculator_after([*TEXT, *TEXT[:20]])
+    for _ in range(3):
+        speculator._costs.observe(1, 1.0)
+    assert speculator.forward(TEXT[20], most, control)[1] == TEXT[21 : 21 + expected]
+    assert speculator._proposals == expected
+    if not control:
+        for limit, used in (("cache_size", "length"), ("position_limit", "next_position")):
+            setattr(cache, limit, getattr(cache, used) + 1 + expected)
+            assert len(speculator.forward(TEXT[20], 9, ())[1]) == expected
+            setattr(cache, limit, 900)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4, 5])
+def test_the_model_limits_the_tokens_of_a_forward(at_once: int) -> None:
+    speculator, _ = speculator_after([*TEXT, *TEXT[:20]], at_once)
+    for _ in range(3):
+        speculator._costs.observe(1, 1.0)
+    assert len(speculator.forward(TEXT[20], 9, ())[1]) == min(at_once - 1, 3)
+
+
+def test_one_of_65_forwards_is_of_one_token_and_rare_hits_are_not_proposed() -> None:
+    speculator, _ = speculator_after([*TEXT, *TEXT[:20]])
+    for _ in range(3):
+        speculator._costs.observe(1, 1.0)
+    assert SINGLE_EVERY == 64
+    sizes = [len(speculator.forward(TEXT[20], 3, ())[1]) for _ in range(66)]
+    assert [at for at, size in enumerate(sizes) if size == 0] == [64]
+    for _ in range(300):
+        speculator._rates.observe(21, False)
+    assert speculator.forward(TEXT[20], 9, ())[1] == []
+    assert speculator._expected == [TEXT[21]]  # to learn from it

@@ -390,7 +390,7 @@ def test_clear_drops_all_copies_and_records() -> None:
     chat.say(f"a longer question, {LONG}", "short")
     undo = chat.conversation.rollback
     undo.clear()
-    assert (undo._copy, undo._running_copy, undo._running, undo._marks) == (None, None, None, {})
+    assert (undo._copy, undo._running_copy, undo._uncopied, undo._marks) == (None, None, None, {})
     chat = talk("llama", turns=7)
     history = chat.conversation.cache.history
     assert history is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -149,10 +150,12 @@ print("unreliable", *runner.unreliable)
 
 
 @pytest.mark.slow
-def test_a_mutant_is_detected_by_a_test_that_fails_only_with_it() -> None:
+def test_a_mutant_is_detected_by_a_test_that_fails_only_with_it(tmp_path: Path) -> None:
     tests = "tests/cache/test_ledger.py::"
     drops, past = tests + "test_dropping_nothing_splits_nothing", tests + "test_a_slot_past_the_end_is_an_error"
     command = [sys.executable, "-c", PROGRAM, LEDGER, drops, past]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     expected = [f"field failed {drops}", "size survived ", f"split failed {drops}", f"unreliable {past}"]
     assert sorted(found.stdout.splitlines()) == expected, found.stderr
+    assert [*tmp_path.iterdir()] == []

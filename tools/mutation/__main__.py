@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tools.mutation.runner import Runner
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary folders are removed
     runner = Runner(lambda each: trace.tests_of(each, args.budget_s), trace.seconds, report, args.workers)
     runner.run([each for each in chosen if each not in outcomes])
     survived = [each for each in chosen if outcomes[each].status in UNDETECTED]

@@ -129,6 +129,7 @@ def _run_and_exit(job: Job, items: dict[str, pytest.Item], pipe: int, folder: Pa
     status = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.environ.get("MUTATION_LOG", os.devnull)
         for target, name in enumerate((os.devnull, log, log)):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), target)

@@ -36,16 +36,23 @@ class Runner:
 
     def run(self, mutants: Sequence[Mutant]) -> None:
         """Run the tests of each mutant, in its order, until one fails."""
-        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = tempfile.mkdtemp(prefix="mutation-hypothesis-")
         files = sorted({test.split("::")[0] for each in mutants for test in self.tests_of(each)})
-        with redirect_stdout(io.StringIO()) as shown:
+        with redirect_stdout(io.StringIO()) as shown, tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+            os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder
             code = pytest.main([*PYTEST, *files], plugins=[_Collected(self, mutants)])
         if code:
             raise SystemExit(f"pytest cannot collect the tests:\n{shown.getvalue()}")
 
     def loop(self, mutants: Sequence[Mutant], items: dict[str, pytest.Item]) -> None:
-        """Fork a process for each mutant."""
-        jobs, children = deque(mutants), dict[int, Child]()
+        """Fork a process for each mutant; end them all if this process is interrupted."""
+        children = dict[int, Child]()
+        try:
+            self._loop(deque(mutants), children, items)
+        finally:
+            for child in children.values():
+                child.close()
+
+    def _loop(self, jobs: deque[Mutant], children: dict[int, Child], items: dict[str, pytest.Item]) -> None:
         while jobs or children:
             while jobs and len(children) < self.workers:
                 job = self._job(jobs.popleft(), items)
