@@ -59,7 +59,7 @@ _settled_modules = 0
 def _settled_imports() -> None:
     """Keep garbage collection from walking imported modules: half a million objects, each time an app collects."""
     global _settled_modules
-    if len(sys.modules) > _settled_modules + _FEW_MODULES:
+    if len(sys.modules) > _settled_modules + _FEW_MODULES or not gc.get_freeze_count():  # a test may switch models
         gc.collect()  # garbage would be kept forever
         gc.freeze()
         _settled_modules = len(sys.modules)

@@ -65,10 +65,14 @@ def peak_memory(device: str) -> Iterator[Callable[[], int | None]]:
 def free_unused() -> None:
     """Collect garbage and return freed memory to the system, after a model was unloaded.
 
-    Models contain reference cycles, and a front end may have frozen existing objects (`gc.freeze`). glibc keeps freed
-    memory for reuse, which would count as memory of the process.
+    Models contain reference cycles, and a front end may have frozen existing objects (`gc.freeze`).
     """
     gc.unfreeze()
     gc.collect()
+    return_freed()
+
+
+def return_freed() -> None:
+    """Return freed memory to the system: glibc keeps it for reuse, which would count as memory of the process."""
     with suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import streamchat.cache.history as histories
-from tests.support.cache_streams import CUT, DTYPES, SMOKE, Stream, dtypes_of
+from tests.support.cache_streams import CUT, DTYPES, SMOKE, Stream, dtypes_of, policies_of
 from tests.support.families import FAMILIES
 from tests.support.family_runs import BUDGET, subject
 
@@ -26,7 +26,7 @@ def families() -> list[Any]:
 @pytest.mark.parametrize(("name", "kv"), families())
 def test_each_of_the_last_turns_is_restored_to_the_bit(name: str, kv: str) -> None:
     it = subject(name, FAMILIES[name].attentions[0])
-    for policy, seed in (("oldest-tokens", 1), ("key-diversity", 2)):
+    for policy, seed in policies_of(name, kv):
         stream = Stream(it, policy, seed, DTYPES[kv])
         if it.fit.method != "no positions":
             stream.cache.position_limit = min(stream.cache.position_limit, 2 * BUDGET)

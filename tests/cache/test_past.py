@@ -8,7 +8,7 @@ import streamchat.cache.history as histories
 from streamchat.cache import checkpoint
 from streamchat.cache.evicted import EvictedTokens
 from streamchat.cache.past import PastState, rebuild
-from tests.support.cache_streams import CUT, DTYPES, Stream, dtypes_of
+from tests.support.cache_streams import CUT, DTYPES, Stream, dtypes_of, policies_of
 from tests.support.families import FAMILIES
 from tests.support.family_runs import BUDGET, subject
 
@@ -60,7 +60,7 @@ def families() -> list[object]:
 
 @pytest.mark.parametrize(("name", "kv", "pages"), families())
 def test_every_turn_is_put_together_to_the_bit(name: str, kv: str, pages: bool) -> None:
-    for policy, seed in (("oldest-tokens", 1), ("key-diversity", 2)):
+    for policy, seed in policies_of(name, kv):
         stream = streamed(name, kv, policy, seed, pages=pages)
         assert stream.cache.compression_count > 15
         for past, moment in list(zip(stream.pasts, stream.moments, strict=True))[1:]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -90,7 +90,9 @@ COMPILED = {
     "compiled in place": ["wrapper.generate", "wrapper"],
     "lora, compiled": ["wrapper.generate"],
 }
-"""Tracing takes seconds each time, so of these only what differs, and fewer layers."""
+"""Tracing takes seconds each time, so of these only what differs, fewer layers, and fewer traces."""
+MAX_TRACES = 2
+"""Of a function; then it runs as it is. PyTorch's limit is 8."""
 LAYERS = {name: {"num_hidden_layers": 2 if name == "compiled" else 1} for name in COMPILED}
 CASES = [(name, how) for name in WRAPPERS for how in COMPILED.get(name, CALLS)]
 
@@ -130,7 +132,15 @@ def run(wrapper: Any, base: Any, press: StreamingPress, how: str) -> tuple[Tenso
         return ids, torch.cat(logits)
 
 
+@pytest.fixture
+def few_traces() -> Iterator[None]:
+    """Compiled models are traced at most `MAX_TRACES` times; PyTorch reads the limit when it compiles one."""
+    with torch._dynamo.config.patch(recompile_limit=MAX_TRACES):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_traces")
 @pytest.mark.parametrize(("name", "how"), CASES)
 @pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning")
 def test_a_wrapped_model_streams_exactly_however_it_is_called(name: str, how: str) -> None:

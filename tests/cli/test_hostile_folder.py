@@ -22,7 +22,7 @@ from streamchat.kernels import build
 from streamchat.kernels.library import load_kernels
 from streamchat.kernels.sealed import open_sealed
 from streamchat.models.bundled import default
-from tests.support.kernels import QUICK_FLAGS
+from tests.support.kernels import QUICK_FLAGS, quick_compiler
 from tests.support.models_help import save, tiny_llama
 from tests.support.pinned_wheel import wheel as wheel  # a fixture
 from tests.support.served_page import served, talk
@@ -31,15 +31,6 @@ ROOT = Path(streamchat.__file__).parents[1]
 SCRIPT = "import sys\nfrom streamchat.__main__ import main\nsys.exit(main())\n"
 """What pip makes of `[project.scripts]`."""
 RED = "#fe0123"
-QUICK_COMPILER = """#!/bin/sh
-for word; do
-    shift
-    if [ "$word" = -O3 ]; then word=-Og; fi
-    set -- "$@" "$word"
-done
-exec {compiler} "$@"
-"""
-"""Compiles the kernels in a third of the time."""
 
 
 def names() -> set[str]:
@@ -241,13 +232,10 @@ def test_a_local_ray_cluster_runs_nothing_of_it(hostile: Path, model: list[str],
 def test_no_file_of_it_is_opened(hostile: Path, model: list[str], tmp_path: Path) -> None:
     """As the system sees it, the compiler, linker and loader included."""
     (tmp_path / "script.txt").write_text("hello\n")
-    quick = tmp_path / "quick-compiler"
-    quick.write_text(QUICK_COMPILER.format(compiler=build.find_compiler()[0]))
-    quick.chmod(0o755)
     trace = tmp_path / "trace"
     wrap = ("strace", "-f", "-y", "-o", str(trace), "-e", "trace=openat,openat2")
     arguments = ["replay", *model, str(tmp_path / "script.txt"), "--out", str(tmp_path / "run")]
-    done = run(tmp_path, *arguments, wrap=wrap, CC=str(quick))
+    done = run(tmp_path, *arguments, wrap=wrap, CC=quick_compiler(tmp_path))
     if "ptrace" in done.stderr:
         pytest.skip("tracing is not permitted here")
     assert done.returncode == 0, done.stderr

@@ -30,6 +30,7 @@ from streamchat.quantization.replace import groups, quantize_group, replace
 from streamchat.quantization.weights import quantize
 from tests.support.decode_models import cache_of, make, stream
 from tests.support.families import text
+from tests.support.kernels import quick_compiler
 from tests.support.models_help import save, tiny_llama
 from tests.support.real_engine import Watched
 
@@ -107,8 +108,11 @@ def test_a_command_obeys_the_file_of_settings(choice: str, folder: Path, spy: Sp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", ["auto", "torch"])
-def test_worker_processes_of_a_sweep_obey_too(choice: str, folder: Path, tmp_path: Path) -> None:
+def test_worker_processes_of_a_sweep_obey_too(
+    choice: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each worker would compile kernels into this test's own empty cache folder."""
+    monkeypatch.setenv("CC", quick_compiler(tmp_path))
     code = cli.main(
         ["sweep", *MODEL, "a.txt", "--cache-sizes", "32", "--sinks", "4", "--max-tokens", "60", "--chunk", "1",
          "--workers", "1", "--out", "out", "--kernels", choice]

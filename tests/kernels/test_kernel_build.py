@@ -6,7 +6,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,14 +34,14 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def _objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("objects")
+def _keeping(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str], Path], None]:
+    return compiler_that_keeps(tmp_path_factory.mktemp("objects"))
 
 
 @pytest.fixture
-def kept_objects(_objects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def kept_objects(_keeping: Callable[[Sequence[str], Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Only sources that no test has compiled yet are compiled."""
-    monkeypatch.setattr(build, "_compile", compiler_that_keeps(_objects))
+    monkeypatch.setattr(build, "_compile", _keeping)
 
 
 def compiler(folder: Path, body: str) -> str:

@@ -302,6 +302,7 @@ def test_a_sum_is_written_for_an_input_that_is_used_as_it_is() -> None:
 
 
 @needs_kernels
+@pytest.mark.usefixtures("compiled_kernels")
 def test_operations_of_no_tokens_are_skipped() -> None:
     """In a process that may hang."""
     process = multiprocessing.get_context("spawn").Process(target=run_empty_operations, daemon=True)
@@ -382,6 +383,7 @@ def test_results_do_not_depend_on_who_does_which_task() -> None:
 
 
 @needs_kernels
+@pytest.mark.usefixtures("compiled_kernels")
 def test_a_forked_process_has_threads_of_its_own() -> None:
     code = (
         "import multiprocessing, tests.kernels.test_kernels as t; t.chain_of_threads(); "

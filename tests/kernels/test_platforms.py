@@ -210,8 +210,7 @@ def test_flags_for_the_processor(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["-mno-avx512f", "-march=haswell"])
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize(("compiler", "words"), [("gcc", "-mno-avx512f"), ("clang", "-march=haswell")])
 def test_flags_of_cc_are_obeyed(home: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, words: str) -> None:
     if not shutil.which(compiler) or not shutil.which("objdump"):
         pytest.skip(f"needs {compiler} and objdump")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import pytest
 from textual.pilot import Pilot
 from textual.screen import Screen
 
@@ -166,10 +168,12 @@ async def driving(
     """Run the app with `engine`; closes both."""
     app = StreamchatApp(engine, Configuration(settings or engine.settings))
     try:
-        async with app.run_test(size=size, notifications=True) as pilot:
-            driver = Driver(app, engine, pilot)
-            if ready:
-                await driver.ready()
-            yield driver
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gc, "freeze", lambda: None)  # the app and its widgets would never be collected
+            async with app.run_test(size=size, notifications=True) as pilot:
+                driver = Driver(app, engine, pilot)
+                if ready:
+                    await driver.ready()
+                yield driver
     finally:
         assert engine.close()

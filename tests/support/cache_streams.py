@@ -34,6 +34,17 @@ def dtypes_of(name: str) -> tuple[str, str]:
     return "native", ("int8", "int4")[CUT.index(name) % 2]
 
 
+POLICIES = (("oldest-tokens", 1), ("key-diversity", 2))
+"""Policies with the seeds of their streams."""
+
+
+def policies_of(name: str, kv: str) -> tuple[tuple[str, int], ...]:
+    """Both policies for a few families. Others: one for numbers and the other for codes, by turns."""
+    if name in SMOKE:
+        return POLICIES
+    return (POLICIES[(CUT.index(name) // 2 + (kv == "native")) % 2],)
+
+
 @dataclass(frozen=True)
 class Moment:
     """A cache and its history at the start of a turn."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +18,24 @@ from streamchat.kernels.operations import (
 
 QUICK_FLAGS = tuple("-Og" if flag == "-O3" else flag for flag in build.FLAGS)
 """Compile in a third of the time, for tests of how kernels are stored, checked, and loaded."""
+
+_QUICK_COMPILER = """#!/bin/sh
+for word; do
+    shift
+    if [ "$word" = -O3 ]; then word=-Og; fi
+    set -- "$@" "$word"
+done
+exec {compiler} "$@"
+"""
+
+
+def quick_compiler(folder: Path) -> str:
+    """Write a compiler for CC that does the same as `QUICK_FLAGS` in processes that a test starts; return its path."""
+    path = folder / "quick-compiler"
+    path.write_text(_QUICK_COMPILER.format(compiler=build.find_compiler()[0]))
+    path.chmod(0o755)
+    return str(path)
+
 
 needs_kernels = pytest.mark.skipif(load_kernels("auto") is None, reason=why_unavailable("auto"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import weakref
@@ -13,6 +14,7 @@ from textual.command import CommandPalette
 from textual.events import Paste
 from textual.widgets import Input
 
+from streamchat.base import events as ev
 from streamchat.base import paths
 from streamchat.base.requests import CountTokens, Submit, SwitchModel
 from streamchat.config.loader import Configuration
@@ -367,6 +369,15 @@ async def test_what_an_old_model_leaves_is_collected() -> None:
         assert gone() is not None
         driver.app.model_ready()
         assert gone() is None
+
+
+async def test_at_the_first_model_there_is_no_garbage_to_look_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 0.2 s, in which the app draws nothing."""
+    monkeypatch.setattr(gc, "collect", lambda: pytest.fail("collected"))
+    engine = ScriptedEngine()
+    async with driving(engine):
+        monkeypatch.undo()
+    assert [event for event in engine.events if isinstance(event, ev.ModelReady)]
 
 
 async def test_a_model_that_cannot_be_loaded_leaves_the_old_one() -> None:
