@@ -252,7 +252,8 @@ def test_a_closed_conversation_no_longer_watches_its_model() -> None:
 
 
 def test_the_captured_steps_are_those_of_the_model_and_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    conversation, recorded = talk(0).conversation, list[Any]()
+    conversation: Any = talk(0).conversation
+    recorded = list[Any]()
     monkeypatch.setattr(module, "record_used", lambda *given: recorded.append(given))
     monkeypatch.setattr(module, "recorded_step", lambda model: ("the step of", model))
     conversation.record_steps()

@@ -176,7 +176,7 @@ def test_what_was_sampled_is_learned_up_to_the_first_surprise() -> None:
 TEXT = list(range(100, 160))
 
 
-def speculator_after(text: list[int], at_once: int = 256) -> tuple[Speculator, Any]:
+def speculator_after(text: list[int], at_once: int = 256) -> tuple[Any, Any]:
     """A speculator whose text is `text`, on a machine on which a forward of n tokens takes 1 s and 0.25 s per token."""
     now, log = [0.0], TokenLog()
     log.append(text)

@@ -31,9 +31,10 @@ MESSAGE = st.lists(
 
 
 @cache
-def encoder(kind: str) -> ChatEncoder:
+def encoder(kind: str) -> tuple[ChatEncoder, Any]:
+    """Return an encoder and its tokenizer."""
     tokenizer = vocabularies.KINDS[kind]()
-    return ChatEncoder(tokenizer, choose_format(tokenizer, "auto", ""))
+    return ChatEncoder(tokenizer, choose_format(tokenizer, "auto", "")), tokenizer
 
 
 def normalized(tokenizer: Any, text: str) -> str:
@@ -66,8 +67,7 @@ def spelled(tokenizer: Any, ids: list[int]) -> str:
 def test_a_message_is_fed_whole_and_as_letters_only(kind: str, message: str) -> None:
     if kind == "letters-added":  # bytes whose name is an added letter are decoded as that letter
         assume(not set(message.encode()) & set("äöüß".encode("latin-1")))
-    made = encoder(kind)
-    tokenizer = made._tokenizer
+    made, tokenizer = encoder(kind)
     empty, turn = made.turn("a", first=False), made.turn(message, first=False)
     # unknown characters, and a sign for which the vocabulary has no other token
     unavoidable = tokenizer.unk_token_id, tokenizer.convert_tokens_to_ids("<")
@@ -85,8 +85,7 @@ def test_a_message_is_fed_whole_and_as_letters_only(kind: str, message: str) -> 
 
 @pytest.mark.parametrize("kind", vocabularies.KINDS)
 def test_a_message_without_names_is_fed_as_the_template_writes_it(kind: str) -> None:
-    made = encoder(kind)
-    tokenizer = made._tokenizer
+    made, tokenizer = encoder(kind)
     for message in ("Köln grüßen", "hello world", " spaces ", "two\n\nlines.", "covid19 <b>5 ü</b>"):
         if kind == "one-letter-special" and "<" in message:
             continue

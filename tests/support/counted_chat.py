@@ -68,7 +68,7 @@ class FakeCache:
         self.ledger = Ledger(self.ledger.runs_before(stop), stop)
 
 
-class FakeRecomputing(FakeCache, RecomputingCache):
+class FakeRecomputing(FakeCache, RecomputingCache):  # type: ignore[misc]
     """A cache that prefills again after evictions."""
 
 
@@ -86,14 +86,15 @@ class CountedChat:
         monkeypatch.setattr(module, "fit_to_budget", self.fit)
         monkeypatch.setattr(checkpoint, "capture", self.capture)
         monkeypatch.setattr(checkpoint, "restore", self.restore)
-        self.cache: Any = kind()
+        cache: Any = kind()
+        self.cache = cache
         self.log = TokenLog()
         self.log.append(range(30))
         self.log.turns = [TurnRecord(1, 10, 11, 15, 20), TurnRecord(2, 20, 21, 25, 30)]
         self.prefilled, self.captured, self.fitted = list[Any](), 0, list[tuple[int, int]]()
         self.errors: list[BaseException] = []
         feeder: Any = SimpleNamespace(prefill_runs=self.prefill, device="a device")
-        self.undo: Any = Rollback(self.cache, self.log, feeder)
+        self.undo: Any = Rollback(cache, self.log, feeder)
 
     def start(self, number: int = 3, **mark: Any) -> TurnRecord:
         """Start a turn of 30 tokens, which evicts the 10 oldest ones that are not retained."""
