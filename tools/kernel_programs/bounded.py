@@ -53,7 +53,7 @@ def bound(value: Array, error: Array) -> Bounded:
     """Return the numbers; if they may overflow, any result is accepted."""
     error = np.where(np.isnan(error), np.inf, error) + TINY
     finite = np.isfinite(value)
-    return Bounded(value, np.where(finite & (np.abs(value) > LARGE), np.inf, error))
+    return Bounded(value, np.where(finite & (np.abs(value) + error > LARGE), np.inf, error))
 
 
 def add(a: Bounded, b: Bounded, scale: float = 1.0) -> Bounded:
