@@ -141,8 +141,10 @@ class Walk:
                 terminal.read(0.2)
             terminal.send(CLICK_ON_INPUT)  # another widget may have the focus
             terminal.read(0.2)
-        else:
-            terminal.wait(lambda: any(TOOLBAR.search(line) for line in terminal.lines()), HANG_S)
+        elif not terminal.wait(lambda: any(TOOLBAR.search(line) for line in terminal.lines()), HANG_S):
+            if terminal.is_alive():
+                raise WalkError(f"the prompt did not come back within {HANG_S:g} s")
+            return
         terminal.send(b"x")  # the input has text, so that this clears it and does not quit
         terminal.read(0.1)
         if self._front_end == "app" and terminal.has_signals():  # Ctrl+C would kill it
