@@ -19,6 +19,8 @@ from tools.terminal_walk.terminal import Terminal
 BUDGET = 96
 HANG_S = 120.0
 """After this time the program hangs, however busy the machine is."""
+REPLY_S = 20.0
+"""Seconds to wait for a running reply."""
 TOOLBAR = re.compile(r"cache [\d,]+/[\d,]+ \[#*\.*\]")
 """The line under the prompt, which is there while the prompt takes input."""
 ESCAPE, INTERRUPT, BACKSPACE = b"\x1b", b"\x03", b"\x7f"
@@ -141,17 +143,20 @@ class Walk:
                 terminal.read(0.2)
             terminal.send(CLICK_ON_INPUT)  # another widget may have the focus
             terminal.read(0.2)
-        elif not terminal.wait(lambda: any(TOOLBAR.search(line) for line in terminal.lines()), HANG_S):
-            if terminal.is_alive():
-                raise WalkError(f"the prompt did not come back within {HANG_S:g} s")
-            return
+        else:
+            terminal.wait(self._has_toolbar, REPLY_S)  # a size may not be drawn until a key is pressed
         terminal.send(b"x")  # the input has text, so that this clears it and does not quit
         terminal.read(0.1)
         if self._front_end == "app" and terminal.has_signals():  # Ctrl+C would kill it
             terminal.wait(lambda: not terminal.is_alive(), HANG_S)
             return
+        if self._front_end == "prompt" and not terminal.wait(self._has_toolbar, HANG_S) and terminal.is_alive():
+            raise WalkError(f"the prompt did not come back within {HANG_S:g} s")
         terminal.send(INTERRUPT)
         terminal.read(0.2)
+
+    def _has_toolbar(self) -> bool:
+        return any(TOOLBAR.search(line) for line in self.terminal.lines())
 
     def _probe(self) -> None:
         """Type a word: it must be on the screen in time, whatever happened before.
