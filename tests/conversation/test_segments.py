@@ -37,6 +37,14 @@ def a_ledger(cached: set[int], log: TokenLog) -> Ledger:
     return Ledger(list(runs_of(cached, len(log))), len(log))
 
 
+def test_the_system_block_is_pinned_and_a_message_is_not() -> None:
+    log = a_log([(2, 0)], 3, False)
+    assert segments(a_ledger({*range(5)}, log), log, sinks=0, pins=()) == (
+        ev.Segment("system", 0, 3, 3, pinned=True),
+        ev.Segment("user", 1, 2, 2),
+    )
+
+
 @given(TURNS, INDICES, INDICES, st.integers(0, 6), st.integers(0, 4), st.booleans())
 def test_segments_count_each_cached_token_once(
     turns: list[tuple[int, int]], cached: set[int], pinned: set[int], sinks: int, system: int, is_running: bool

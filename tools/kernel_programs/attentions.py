@@ -262,7 +262,9 @@ def _weighted(h: Heads, shares: Array, relative: Array, seen: Array, values: Bou
     error = doubtful @ size + np.abs(value) * doubtful.sum(-1, keepdims=True) + (shares * (1 + relative)) @ values.error
     error = error + bounded.sum_error(shares.shape[-1]) * (shares @ size) + FLOOR * size.sum(1, keepdims=True)
     error = error + h.caches.values.share_error(np.minimum(shares * (1 + relative), 1.0), plain)
+    visible = np.broadcast_to(seen, shares.shape).astype(float)
+    error = np.where(visible @ size > bounded.LARGE, np.inf, error)  # shares are divided by their sum at the end
     odd = is_odd.astype(float)
-    shown = np.broadcast_to(seen, shares.shape).astype(float) @ odd > 0
+    shown = visible @ odd > 0
     value = np.where(shown, np.nan, value)  # also if its share vanishes
     return bounded.bound(value, np.where(odd.any(1, keepdims=True) & ~shown, np.inf, error))
