@@ -63,8 +63,9 @@ def random_count(program: Program) -> int:
 def rounded(x: Bounded) -> Array:
     """Return the errors of vectors that are rounded to 16-bit integers, as stated in `source/round.h`."""
     groups = np.abs(x.value).reshape(len(x.value), x.value.shape[1] // GROUP, GROUP)
-    most = (groups + x.error.reshape(groups.shape)).max(-1, keepdims=True, initial=0.0)
-    share = np.where(most > 0.99e-30, 0.51 / 32767, 1.0)
+    error = x.error.reshape(groups.shape)
+    most, least = ((groups + sign * error).max(-1, keepdims=True, initial=0.0) for sign in (1, -1))
+    share = np.where(least > 1.001e-30, 0.51 / 32767, 1.0)  # smaller groups become 0
     return np.broadcast_to(most * share, groups.shape).reshape(x.value.shape)
 
 
