@@ -245,6 +245,8 @@ def problem_of(backup: Backup) -> str:
         return text_of(error)
     if version > len(MIGRATIONS):
         return f"it was written by a newer streamchat (version {version} of its tables)"
+    if version < 0:
+        return f"its tables have version {version}"
     return "" if found == "ok" else found
 
 

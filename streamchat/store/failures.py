@@ -60,7 +60,7 @@ def reads_rows(
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StoreError(
                 f"{reader.path} cannot be used: its tables are not those of streamchat ({short(error)}); "
-                f"{_damage_advice_for(reader.path)}"
+                f"{damage_advice(reader.path)}"
             ) from error
 
     return checked
@@ -95,14 +95,15 @@ def _advice(path: Path, error: Exception) -> str:
     if is_full(error):
         return advice_on(errno.ENOSPC)
     if is_damage(error):
-        return _damage_advice_for(path)
+        return damage_advice(path)
     if is_busy(error):
         return "another program keeps it locked; close that program"
     # SQLite reports that it could not open or write a file, but not why
     return advice_on(why_not_writable(path.parent) or _size_limit_reached(path))
 
 
-def _damage_advice_for(path: Path) -> str:
+def damage_advice(path: Path) -> str:
+    """Return what to do about the damaged database `path`."""
     offered = _damage_advice(path) if _damage_advice is not None else ""
     return offered or "the file is damaged; move it aside and a new one will be created"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamchat.base.errors import StoreError
-from streamchat.store.failures import SQLITE_ERRORS
+from streamchat.store.failures import SQLITE_ERRORS, damage_advice
 
 _FIRST = """
 CREATE TABLE sessions (
@@ -143,13 +143,15 @@ def migrate(
         before: Called with the file and its version before the first migration, to back it up.
 
     Raises:
-        StoreError: The database was written by a newer program.
+        StoreError: The database was written by a newer program, or is damaged.
     """
     found = None
     while True:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == len(MIGRATIONS):
             return
+        if version < 0:
+            raise StoreError(f"{path} cannot be used: its tables have version {version}; {damage_advice(path)}")
         if version > len(MIGRATIONS):
             raise StoreError(
                 f"{path} was written by a newer streamchat (version {version} of its tables; this one knows "

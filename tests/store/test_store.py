@@ -20,6 +20,7 @@ import pytest
 
 from streamchat.base.errors import ExitCode, SessionError, StoreError
 from streamchat.store import schema
+from streamchat.store.backup import Backup, problem_of
 from streamchat.store.health import examine
 from streamchat.store.lock import SessionLock, is_open
 from streamchat.store.records import CacheMark, StoredEviction, pack_ids, unpack_ids
@@ -249,6 +250,18 @@ def test_a_newer_file_is_refused(path: Path) -> None:
     connection.close()
     with pytest.raises(StoreError, match=r"newer streamchat \(version 99 of its tables; this one knows 4\)"):
         Store(path)
+
+
+@pytest.mark.parametrize("version", [-1, -(2**31)])
+def test_a_damaged_version_is_refused_at_once(path: Path, version: int) -> None:
+    """Each migration added 1 to it, which took hours."""
+    Store(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    with pytest.raises(StoreError, match=rf"its tables have version {version}; the file is damaged; move it aside"):
+        Store(path)
+    assert problem_of(Backup(path, 0.0, path.stat().st_size)) == f"its tables have version {version}"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
