@@ -32,6 +32,8 @@ def problems_of(connection: sqlite3.Connection) -> list[str]:
         found = [row[0] for row in connection.execute(f"PRAGMA integrity_check({MAX_PROBLEMS})").fetchall()]
         lost = connection.execute("PRAGMA foreign_key_check").fetchmany(MAX_PROBLEMS)
         found += [f"a row of {row[0]} refers to a missing row" for row in lost]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        found += [f"its tables have version {version}"] if version < 0 else []
         for index in full_text_indexes(connection):
             found += _index_problems(connection, index)
     except SQLITE_ERRORS as error:

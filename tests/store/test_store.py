@@ -262,6 +262,7 @@ def test_a_damaged_version_is_refused_at_once(path: Path, version: int) -> None:
     with pytest.raises(StoreError, match=rf"its tables have version {version}; the file is damaged; move it aside"):
         Store(path)
     assert problem_of(Backup(path, 0.0, path.stat().st_size)) == f"its tables have version {version}"
+    assert examine(path).problems == [f"its tables have version {version}"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
