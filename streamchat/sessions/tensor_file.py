@@ -2,7 +2,7 @@
 
 `safetensors.torch.save_file` (0.8) writes into another file of its own next to it; a process that ends meanwhile leaves
 that file behind, under a name that nothing looks for. And `safetensors.torch.save` (0.8) creates a ctypes type for each
-number of bytes that a tensor can have, which Python never frees (5.7 kB).
+number of bytes that a tensor can have, which Python never frees.
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         OSError: The file cannot be written.
     """
-    parts = _parts(tensors, metadata)
     with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
+        file.writelines(_parts(tensors, metadata))
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -39,6 +37,7 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
 
 
 def _parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """Yield the header, then the data of each tensor."""
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     about: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0

@@ -22,13 +22,13 @@ SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Reader = TypeVar("Reader", bound="HasPath")
-_damage_advice: Callable[[Path], str] | None = None
+_registered_advice: Callable[[Path], str] | None = None
 
 
 def advise_on_damage(advice: Callable[[Path], str]) -> None:
     """Register `advice`, which says what to do about a damaged database; '' selects the default advice."""
-    global _damage_advice
-    _damage_advice = advice
+    global _registered_advice
+    _registered_advice = advice
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _advice(path: Path, error: Exception) -> str:
 
 def damage_advice(path: Path) -> str:
     """Return what to do about the damaged database `path`."""
-    offered = _damage_advice(path) if _damage_advice is not None else ""
+    offered = _registered_advice(path) if _registered_advice is not None else ""
     return offered or "the file is damaged; move it aside and a new one will be created"
 
 

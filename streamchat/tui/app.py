@@ -188,7 +188,7 @@ class StreamchatApp(App[int]):
     def model_ready(self) -> None:
         """Free the previous model, if there was one, then exempt the loaded objects from garbage collection.
 
-        About 400,000 objects of torch and transformers are long-lived. To look for garbage among them takes 0.2 s.
+        About 400,000 objects of torch and transformers are long-lived. A search for garbage among them stops drawing.
         """
         if self._had_model:
             free_unused()
