@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ConfigError, TurnError
+from streamchat.base.errors import CacheFullError, ConfigError, TurnError
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
@@ -296,6 +296,12 @@ class Conversation:
                     f"out of memory in turn {number} ({len(prompt)} tokens); it was rolled back; try a shorter message "
                     "or a smaller --cache-size",
                     "out_of_memory",
+                ) from error
+            if isinstance(error, CacheFullError):  # closing a reply that ends inside a character may need more tokens
+                raise TurnError(
+                    f"the cache is full: the end of the reply to turn {number} does not fit, so the turn was rolled "
+                    "back; use /clear to start over, or on_full = evict to drop old turns",
+                    "cache_full",
                 ) from error
             raise
         if outcome.rolled_back:

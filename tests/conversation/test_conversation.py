@@ -405,6 +405,18 @@ def test_the_hook_is_removed_at_the_end() -> None:
     assert len(hooks) == 1
 
 
+def test_a_reply_whose_close_does_not_fit_into_a_full_cache_is_rolled_back_with_a_sentence() -> None:
+    chat = make_chat(cache_size=80, on_full="stop", max_new_tokens=60)
+    before = chat.conversation.cache.length
+    broken = [119, 244] * 30  # bytes of unfinished characters; each replacement character takes three tokens
+    with pytest.raises(TurnError, match="the end of the reply to turn 1 does not fit") as refusal:
+        chat.say("hello", broken)
+    assert refusal.value.failure == "cache_full"
+    assert chat.conversation.cache.length == before
+    chat.check()
+    assert chat.say("hi", "hello").reply == "hello"
+
+
 def test_a_chat_that_must_not_forget_stops_with_both_numbers() -> None:
     chat = make_chat(cache_size=80, on_full="stop", max_new_tokens=60)
     outcomes, refusal = [], ""

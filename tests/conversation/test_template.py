@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from dataclasses import replace
 from datetime import datetime
@@ -43,6 +44,7 @@ def messages_of(system: str, turns: list[tuple[str, str]], message: str) -> list
     return [*messages, {"role": "user", "content": message}]
 
 
+@functools.cache
 def kinds(template: str) -> list[Any]:
     """Tokenizers of several kinds with this template, its control tokens special."""
     made = [toy.toy_tokenizer(template)]

@@ -42,6 +42,7 @@ WORDS = [("What is the capital?", "Paris."), ("And\nthe sea?", " Blue, mostly.\n
         ("{% if messages %}{% set c = 1 %}{% else %}{% set c = 2 %}{% endif %}{{ c }}", ()),
         ("{% set d = d | default(1) %}{{ d }}", ("d",)),
         ("{% macro f(x) %}{{ x }}{{ y }}{% endmacro %}{{ f(1) }}", ("y",)),
+        ("{% for e in messages %}{{ e }}{% set e = 1 %}{% endfor %}{{ e }}", ()),  # the loop sets it first
         ("{% if %}", ()),
     ],
 )

@@ -11,6 +11,8 @@ from streamchat.config.template_args import is_reserved, listed, shown
 Arguments = Mapping[str, Any]
 """Argument name -> JSON value."""
 NO_ARGUMENTS: Arguments = {}
+MOST_SOURCE = 1_000_000
+"""Limit on the characters of a template."""
 SWITCHES = ("enable_thinking", "thinking", "reasoning")
 """Names by which templates switch reasoning on and off: Qwen3, GLM and SmolLM3; DeepSeek and Granite; Cohere."""
 EFFORT = "reasoning_effort"
@@ -36,30 +38,23 @@ def switch_of(names: Collection[str]) -> str:
 
 def read_names(source: str) -> tuple[str, ...]:
     """Return the arguments that the template `source` reads, in alphabetical order; empty if it cannot be parsed."""
-    import jinja2
-    import jinja2.ext
+    if len(source) > MOST_SOURCE:
+        return ()
     import jinja2.meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(jinja2.ext.Extension):
-        """The block that transformers adds: marks what the model generates."""
+    from streamchat.conversation.template.bounded import run_bounded
+    from streamchat.conversation.template.environment import parsed
 
-        tags = {"generation"}  # noqa: RUF012 - as in the class it overrides
-
-        def parse(self, parser: Any) -> Any:
-            """Return the statements inside the block."""
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = ImmutableSandboxedEnvironment(extensions=[Generation, jinja2.ext.loopcontrols])
-    environment.filters.setdefault("tojson", None)  # never called
-    try:
-        tree = environment.parse(source)
-        names = jinja2.meta.find_undeclared_variables(tree)
+    def analyzed() -> tuple[set[str], dict[str, str]]:
+        tree = parsed(source)
         uses: dict[str, str] = {}
         for name in _names_in_order(tree):
             uses.setdefault(name.name, name.ctx)
-    except (jinja2.TemplateError, RecursionError):
+        return jinja2.meta.find_undeclared_variables(tree), uses
+
+    try:
+        names, uses = run_bounded(analyzed)  # Jinja computes the condition of `autoescape` while it analyzes
+    except Exception:  # a template may make Jinja and Python raise anything
         return ()
     # A variable that only some branches set counts as undeclared; one that is set before it is read is not an argument.
     return tuple(sorted(name for name in names if not is_reserved(name) and uses.get(name) != "store"))

@@ -26,7 +26,7 @@ from streamchat.conversation.template.arguments import (
 from streamchat.conversation.template.chat_format import FIXED_TIME, NOTES, ChatFormat, Fallback
 from streamchat.conversation.template.contents import Contents, Frame
 from streamchat.conversation.template.cutting import Parts, conversation, first_system, measure, natural_close, split
-from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, new_mark
+from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, limited_in_all, new_mark
 from streamchat.conversation.template.reply_shape import REASONING_KEYS
 
 __all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
@@ -91,8 +91,10 @@ def checked_template_format(
     Raises:
         UnusableTemplateError: The template raises, or does not write texts unchanged and in order.
     """
-    chosen = template_format(tokenizer, system_prompt, moment, arguments, defaults)
-    return _noted(_with_check(tokenizer, chosen, system_prompt), unread_sentence(arguments, chosen.takes.names))
+    with limited_in_all(tokenizer):
+        chosen = template_format(tokenizer, system_prompt, moment, arguments, defaults)
+        checked = _with_check(tokenizer, chosen, system_prompt)
+    return _noted(checked, unread_sentence(arguments, chosen.takes.names))
 
 
 def _noted(chosen: ChatFormat, *notes: str) -> ChatFormat:

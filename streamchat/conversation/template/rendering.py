@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from streamchat.base.errors import first_line
-from streamchat.conversation.template.arguments import NO_ARGUMENTS, Arguments
-from streamchat.conversation.template.bounded import LimitError, run_bounded
+from streamchat.base.errors import first_line, short
+from streamchat.base.sanitize import encodable, one_line
+from streamchat.conversation.template.arguments import MOST_SOURCE, NO_ARGUMENTS, Arguments
+from streamchat.conversation.template.bounded import LimitError, TimeLimit, run_bounded
 
 Message = dict[str, Any]
-MOST_CHARACTERS, MOST_TIMES = 1_000_000, 20
+MOST_CHARACTERS, MOST_TIMES = 200_000, 20
 """Limits on rendered text: characters that a template may add, and how often it may repeat its messages."""
 _BEYOND = "_streamchat_template_beyond_limit"
 _CLOCK = "strftime_now"
+_IN_ALL = "_streamchat_template_in_all"
 # transformers removes functions from a template's variables, so the clock is replaced inside the template, by a table
 # of results for each string literal with a percent sign.
 _FIXED_CLOCK = (
@@ -25,7 +29,8 @@ _FIXED_CLOCK = (
     "{{ streamchat_moment[format] if format in streamchat_moment else format }}"
     "{%- endmacro %}"
 )
-_LITERAL = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
+SECONDS_IN_ALL = 10.0
+"""Limit on the time of all renderings while a format is chosen."""
 
 
 class UnusableTemplateError(Exception):
@@ -46,7 +51,9 @@ class Renderer:
         try:
             self.source = str(tokenizer.get_chat_template())
         except Exception as error:  # several templates without a default
-            raise UnusableTemplateError(first_line(error)) from None
+            raise UnusableTemplateError(_reason(error)) from None
+        if len(self.source) > MOST_SOURCE:
+            raise UnusableTemplateError(f"it has {len(self.source):,} characters, more than {MOST_SOURCE:,}")
         self.has_clock = _CLOCK in self.source
         self._options: dict[str, Any] = dict(arguments)
         if self.has_clock:
@@ -72,6 +79,23 @@ class Renderer:
         return render(self._tokenizer, messages, add_generation_prompt=generation, **options)
 
 
+@contextmanager
+def limited_in_all(tokenizer: Any) -> Iterator[None]:
+    """Limit the time of all renderings with a tokenizer's chat template together.
+
+    Raises:
+        UnusableTemplateError: One of them exceeded a limit.
+    """
+    setattr(tokenizer, _IN_ALL, TimeLimit(SECONDS_IN_ALL))
+    try:
+        yield
+    finally:
+        delattr(tokenizer, _IN_ALL)
+    reason = getattr(tokenizer, _BEYOND, "")
+    if reason:
+        raise UnusableTemplateError(reason)
+
+
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
     """Render `messages` with the tokenizer's chat template, within limits on time, memory and length.
 
@@ -81,20 +105,41 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any
     reason = getattr(tokenizer, _BEYOND, "")
     if reason:
         raise UnusableTemplateError(reason)
+    from streamchat.conversation.template.environment import use_for_chat_templates  # imports jinja2
+
+    use_for_chat_templates()
+    in_all: TimeLimit | None = getattr(tokenizer, _IN_ALL, None)
     try:
-        text = str(run_bounded(lambda: tokenizer.apply_chat_template(list(messages), tokenize=False, **options)))
+        text = str(
+            run_bounded(
+                lambda: tokenizer.apply_chat_template(list(messages), tokenize=False, **options),
+                in_all=in_all,
+            )
+        )
     except LimitError as error:
         reason = str(error)
+        if in_all is not None and not in_all.left:
+            reason = f"it takes more than {SECONDS_IN_ALL:g} s to write short conversations"
     except Exception as error:  # a template may raise anything
-        raise UnusableTemplateError(f"it raises: {first_line(error)}") from None
+        raise UnusableTemplateError(f"it raises: {_reason(error)}") from None
     else:
         given = [*messages, *options.get("tools", ())]
         longest = MOST_CHARACTERS + MOST_TIMES * sum(len(str(each)) for each in given)
+        if encodable(text) != text:
+            raise UnusableTemplateError("it writes characters that are not valid Unicode")
         if len(text) <= longest:
             return text
         reason = f"it writes {len(text):,} characters for {len(messages)} messages"
     setattr(tokenizer, _BEYOND, reason)
     raise UnusableTemplateError(reason)
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of an error on one short line."""
+    try:
+        return short(one_line(first_line(error)))
+    except Exception:  # a template may raise a value that has no text
+        return type(error).__name__
 
 
 MARK = re.compile(r"q[0-9a-f]{12,}q")
@@ -131,5 +176,26 @@ def new_marks(length: int = 6) -> Marks:
 
 
 def _answers(source: str, moment: datetime) -> dict[str, str]:
-    formats = {first or second for first, second in _LITERAL.findall(source)}
-    return {text: moment.strftime(text) for text in formats if "%" in text}
+    try:
+        formats = _formats(source)
+    except Exception as error:  # as in `render`
+        raise UnusableTemplateError(f"it raises: {_reason(error)}") from None
+    answers = {}
+    for text in formats:
+        with suppress(ValueError):  # no valid text
+            answers[text] = moment.strftime(text)
+    return answers
+
+
+@lru_cache(8)
+def _formats(source: str) -> frozenset[str]:
+    """Return the string literals of a template that have a percent sign."""
+    from jinja2.nodes import Const
+
+    from streamchat.conversation.template.environment import parsed
+
+    def found() -> frozenset[str]:
+        values = [node.value for node in parsed(source).find_all(Const)]
+        return frozenset(value for value in values if isinstance(value, str) and "%" in value)
+
+    return run_bounded(found)

@@ -31,7 +31,9 @@ def seeds() -> dict[str, bytes]:
 WORDS = (b"{% for m in messages %}", b"{% endfor %}", b"{{ m['content'] }}", b"{{ m.role }}", b"{% if loop.last %}",
          b"{% endif %}", b"{% set x = messages[1:] %}", b"{% macro f() %}", b"{% generation %}", b"range(10**9)",
          b"| tojson", b"raise_exception('\x1b[2J\\n')", b"strftime_now('%')", b"{% include 'a' %}", b"'a' * 10**10",
-         b"namespace(a=1)", b"add_generation_prompt", b"|map('upper')|join", b"{#", b"{% break %}")  # fmt: skip
+         b"9 ** 99999999", b"|center(10**10)", b"'%9999999999d' % 1", b"'{:9999999999}'.format(1)",
+         b"|round(-9999999999)", b".replace('a', 'b' * 100000)", b"namespace(a=1)", b"add_generation_prompt",
+         b"|map('upper')|join", b"{#", b"{% break %}")  # fmt: skip
 TARGET = Target(
     "chat_template", run, seeds, ("streamchat.conversation.template",), words=WORDS, max_bytes=1024, suite_runs=30
 )
