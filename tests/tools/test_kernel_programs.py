@@ -90,9 +90,11 @@ def test_scales_that_rounding_may_make_the_best_are_all_accepted() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(TRAP.missing()), reason=TRAP.missing())
-def test_no_offset_is_added_to_a_null_pointer(folder: Path, tmp_path: Path) -> None:
-    """Formats without scales have no memory for them."""
-    assert list(Batch.write(20, range(60), tmp_path).run(TRAP.name, TRAP.compile(folder), tmp_path)) == []
+def test_nothing_undefined_is_done(folder: Path, tmp_path: Path) -> None:
+    """Formats without scales have no memory for them; NaN in a query, and in values of 4 bits, is not an integer."""
+    command = TRAP.compile(folder)
+    for seed, numbers in ((20, range(60)), (70, range(4116, 4117)), (70, range(4149, 4150))):
+        assert list(Batch.write(seed, numbers, tmp_path).run(TRAP.name, command, tmp_path)) == []
 
 
 def test_a_driver_that_crashes_is_told_with_its_program_and_the_others_go_on(folder: Path, tmp_path: Path) -> None:

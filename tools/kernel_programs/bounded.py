@@ -74,6 +74,20 @@ def sum_error(count: int) -> float:
     return (8 + 2 * math.sqrt(count)) * EPS
 
 
+def total_error(terms: Array) -> Array:
+    """Return the error of the sums of terms (..., count) that are not negative, in any order: (..., 1).
+
+    If one term dominates, the others may be about equal and below a unit in the last place of the sum, and then all of
+    them are rounded in the same direction. So LayerNorm's squares are, if one of thousands of numbers is huge.
+    """
+    total = terms.sum(-1, keepdims=True)
+    error = sum_error(max(1, terms.shape[-1])) * total
+    worst = np.minimum(terms, EPS * total).sum(-1, keepdims=True)
+    is_dominated = terms.max(-1, keepdims=True, initial=0) > total / 8
+    found: Array = np.where(is_dominated, np.maximum(error, worst), error)
+    return found
+
+
 def dot(x: Bounded, weights: Array, sizes: Array | None = None, rounding: Array | None = None) -> Bounded:
     """Return x (n, columns) times weights (rows, columns), transposed.
 
@@ -94,17 +108,15 @@ def dot(x: Bounded, weights: Array, sizes: Array | None = None, rounding: Array 
 def normalize(x: Bounded, weight: Array, bias: Array | None, eps: float, is_layer_norm: bool) -> Bounded:
     """Return the norm of rows (n, width)."""
     width = max(1, x.value.shape[-1])
-    share = sum_error(width)
-    size = np.abs(x.value).mean(-1, keepdims=True) if x.value.shape[-1] else np.zeros((*x.value.shape[:-1], 1))
-    mean, mean_error = np.zeros_like(size), np.zeros_like(size)
+    mean = mean_error = np.zeros((*x.value.shape[:-1], 1))
     if is_layer_norm and x.value.shape[-1]:
         mean = x.value.mean(-1, keepdims=True)
-        mean_error = x.error.mean(-1, keepdims=True) + share * size
+        mean_error = x.error.mean(-1, keepdims=True) + total_error(np.abs(x.value)) / width
     centered = x.value - mean
     error = x.error + mean_error + EPS * (np.abs(x.value) + np.abs(mean)) + 2.0**-147
-    squares = (centered**2).sum(-1, keepdims=True) / width
-    doubt = (2 * np.abs(centered) * error + error**2).sum(-1, keepdims=True) / width + share * squares
-    variance = squares + np.float32(eps)
+    squares = centered**2
+    doubt = (2 * np.abs(centered) * error + error**2).sum(-1, keepdims=True) / width + total_error(squares) / width
+    variance = squares.sum(-1, keepdims=True) / width + np.float32(eps)
     relative = np.where(doubt < 0.5 * variance, doubt / variance, np.inf) + 8 * EPS
     scale = 1 / np.sqrt(variance)
     value = centered * scale * weight + (0 if bias is None else bias)

@@ -86,8 +86,9 @@ class Coded:
         if len(self.shares) > 1:
             codes *= (self.limit + 1) / self.limit  # the largest code may be that
         largest = (shares * scales[:, None]).max(-1, keepdims=True, initial=0.0)
-        norms = (shares * np.linalg.norm(values, axis=-1)[:, None]).sum(-1, keepdims=True)
-        turning = np.where(norms > MOST, np.inf, 16 * EPS * norms)
+        norms = np.linalg.norm(values, axis=-1)[:, None]
+        most = ((shares > 0) * norms).sum(-1, keepdims=True)  # shares are divided by their sum at the end
+        turning = np.where(most > MOST, np.inf, 16 * EPS * (shares * norms).sum(-1, keepdims=True))
         off = 0.53 / 32767 * largest + np.minimum(largest, 1.01 * LEAST)
         return np.asarray(off * codes.sum(1, keepdims=True) + turning)
 

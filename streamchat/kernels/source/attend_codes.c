@@ -46,7 +46,7 @@ INLINE Ints read_piece(const int8_t *row, int format, int dim, int piece) {
     return and_ints(piece < all ? x : shift_halves_right(x, 4), all_ints(0x000f000f));
 }
 
-/* Rounds numbers to 16 bits; returns the scale. */
+/* Rounds numbers to 16 bits; returns the scale. If a number is not finite, the scale is not, and the codes are 0. */
 INLINE float round_numbers(const float *x, int count, int16_t *codes) {
     uint32_t most = 0;
     for (int n = 0; n < count; n++) {
@@ -54,6 +54,10 @@ INLINE float round_numbers(const float *x, int count, int16_t *codes) {
         most = size > most ? size : most;
     }
     float largest = float_of(most), inverse = largest > 1e-30f ? PLACES / largest : 0.0f;
+    if (most >= 0x7f800000u) {
+        memset(codes, 0, sizeof(int16_t) * (size_t)count);
+        return largest;
+    }
     SIMD
     for (int n = 0; n < count; n++)
         codes[n] = (int16_t)(int32_t)(x[n] * inverse + __builtin_copysignf(0.5f, x[n]));

@@ -118,14 +118,14 @@ INLINE Ints ints_of_signed(const uint8_t *from) {
 }
 INLINE Floats all_floats(float x) { return vdupq_n_f32(x); }
 INLINE Floats floats_of_halves(const void *from) {
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)from)));
+    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8((const uint8_t *)from)));
 }
 INLINE Floats to_floats(Ints x) { return vcvtq_f32_s32(x); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return vfmaq_f32(sum, a, b); }
 INLINE Floats load_floats(const float *from) { return vld1q_f32(from); }
 INLINE void store_floats(float *to, Floats x) { vst1q_f32(to, x); }
 INLINE float sum_of(Floats x) { return vaddvq_f32(x); }
-INLINE void store_ints(void *to, Ints x) { vst1q_s32((int32_t *)to, x); }
+INLINE void store_ints(void *to, Ints x) { vst1q_u8((uint8_t *)to, vreinterpretq_u8_s32(x)); }
 INLINE Ints interleave_low(Ints a, Ints b) {
     return vreinterpretq_s32_s16(vzip1q_s16(vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b)));
 }
