@@ -13,7 +13,7 @@ from streamchat.engine.hosting import ConversationHost
 from streamchat.engine.jobs import Job, JobQueue
 from streamchat.engine.status_sampler import StatusSampler
 from streamchat.sessions.archive import Archive
-from streamchat.telemetry.memory import memory_state
+from streamchat.telemetry.memory import FreedMemory, memory_state
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.generation import TurnOutcome
@@ -43,7 +43,7 @@ class TurnRunner:
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._host, self._jobs, self._archive, self._status, self._emit = host, jobs, archive, status, emit
-        self._pause = pause
+        self._pause, self._freed = pause, FreedMemory()
 
     def run(
         self, job: Job, text: str, *, reply: str | None = None, pin: bool = False, recall: Sequence[int] = ()
@@ -67,13 +67,18 @@ class TurnRunner:
         self._finish(text, outcome)
         host.active.conversation.record_steps()
         host.active.conversation.auto_recall.prepare(host.settings)
-        if outcome.rolled_back:
-            return
-        if pin or host.pin_next:
+        if not outcome.rolled_back:
+            self._keep(outcome.turn, pin or host.pin_next)
+        self._freed.return_if_grown()
+
+    def _keep(self, turn: int, pin: bool) -> None:
+        """Pin a finished turn if requested, and take a snapshot if one is due."""
+        host = self._host
+        if pin:
             host.pin_next = False
-            self.set_pin(outcome.turn, True)
+            self.set_pin(turn, True)
         every = host.settings.snapshot_turns
-        if every and outcome.turn % every == 0:
+        if every and turn % every == 0:
             self._archive.snapshot(host.active)
 
     def _outcome(self, job: Job, text: str, reply: str | None, recall: Sequence[int]) -> TurnOutcome:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from streamchat.base.cgroups import group_folders
@@ -21,12 +19,6 @@ def available_memory() -> int:
 
     left = [int(psutil.virtual_memory().available), _address_space_left(), _cgroup_left()]
     return max(0, min(size for size in left if size is not None))
-
-
-def return_free_memory() -> None:
-    """Give memory that the process has freed back to the system, where the C library can (glibc)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_start() -> None:

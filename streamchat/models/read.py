@@ -13,6 +13,7 @@ from transformers.models.auto import modeling_auto
 from streamchat.base.devices import is_spread
 from streamchat.base.errors import ModelNotFoundError, StreamchatError, UnsupportedModelError, short
 from streamchat.base.progress import Progress, silent
+from streamchat.base.sanitize import encodable
 from streamchat.models.adapters import merge
 from streamchat.models.folder import weight_files
 from streamchat.models.gguf.tokenizer import read_saved
@@ -49,6 +50,11 @@ def read_tokenizer(plan: LoadPlan) -> PreTrainedTokenizerBase:
     Raises:
         ModelNotFoundError: It cannot be read.
     """
+    if encodable(str(plan.folder)) != str(plan.folder):
+        raise ModelNotFoundError(
+            f"the path {plan.folder} is not valid UTF-8, which the libraries that read models need; rename the folder, "
+            "or set STREAMCHAT_HOME to another one"
+        )
     library: Any = AutoTokenizer
     try:
         if "converter" in (read_manifest(plan.folder) or {}):

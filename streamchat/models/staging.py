@@ -63,6 +63,9 @@ def ensure(
         return target
     try:
         paths.private_dir(target.parent)
+    except OSError as error:
+        raise _disk_error(error, target.parent, what) from error
+    try:
         with _exclusive(target, what, progress):
             if read_manifest(target) is not None:
                 return target

@@ -13,6 +13,10 @@ import psutil
 from streamchat.base.devices import device_type, devices_of
 from streamchat.base.events import MemoryState
 
+RETURN_BYTES = 16_000_000
+RETURN_SHARE = 0.02
+"""Freed memory is returned to the system when the process has grown by the larger of these since the last time."""
+
 
 def process_rss() -> int:
     """Return the resident memory of this process, in bytes."""
@@ -76,3 +80,25 @@ def return_freed() -> None:
     """Return freed memory to the system: glibc keeps it for reuse, which would count as memory of the process."""
     with suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class FreedMemory:
+    """Returns freed memory to the system from time to time.
+
+    glibc's heaps keep free memory between blocks that are in use, and take new blocks from all of it in turn. Without
+    this, a chat on the CPU comes to occupy whatever its heaps once had: after the peak of loading a model, 80 MB more
+    over 400 turns of the default model. Returning it takes a few milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._least: int | None = None
+
+    def return_if_grown(self) -> None:
+        """Return it if the process has grown since the last call that did, and on the first call."""
+        now = process_rss()
+        if self._least is not None:
+            self._least = min(self._least, now)
+            if now - self._least < max(RETURN_BYTES, RETURN_SHARE * self._least):
+                return
+        return_freed()
+        self._least = process_rss()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from streamchat.base.errors import ModelError, ModelNotFoundError, short
 from streamchat.models.folder import tensor_shapes
 from streamchat.models.load import load_model
+from streamchat.models.read import read_tokenizer
 from tests.support.models_help import save, tiny_llama, write_gguf
 
 LIMIT_S = 60
@@ -227,3 +230,11 @@ def test_headers_that_are_not_a_table_of_tensors(folder: Path, header: str) -> N
 
 def test_text_of_a_file_in_an_error_controls_no_terminal() -> None:
     assert short(f"no such thing: {ESCAPE}\x07\r\n\x9b2J") == "no such thing: [31mred 2J"
+
+
+def test_a_path_that_is_not_utf_8_is_named_as_the_reason(tmp_path: Path) -> None:
+    plan: Any = SimpleNamespace(name="it", folder=tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(
+        ModelNotFoundError, match=r"^the path .*caf.* is not valid UTF-8, .*; rename the folder, or set"
+    ):
+        read_tokenizer(plan)

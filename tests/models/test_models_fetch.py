@@ -6,6 +6,7 @@ A tiny GGUF file in a wheel of its own, given to pip as a local folder or by a l
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -21,13 +22,15 @@ from typing import Any
 
 import pytest
 
+from streamchat.base import paths
 from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.progress import silent
 from streamchat.models.bundled import default
 from streamchat.models.bundled.default import ensure_default_model
 from streamchat.models.bundled.fetch import PinnedWheel
 from streamchat.models.gguf.convert import CONVERTER
 from streamchat.models.load import load_model
-from streamchat.models.staging import models_dir
+from streamchat.models.staging import ensure, models_dir
 from tests.support.pinned_wheel import MEMBER, pin
 from tests.support.pinned_wheel import wheel as wheel  # a fixture
 
@@ -183,6 +186,18 @@ def test_cache_folder_that_cannot_be_written(wheel: Path, tmp_path: Path, monkey
     monkeypatch.setenv("STREAMCHAT_HOME", str(tmp_path / "file"))
     with pytest.raises(ModelNotFoundError, match=r"could not be stored in .* set STREAMCHAT_HOME"):
         ensure_default_model()
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENOTCONN, errno.EIO])
+def test_a_folder_that_cannot_be_created_is_reported_whatever_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(folder: Path) -> Path:
+        raise OSError(code, os.strerror(code), str(folder))
+
+    monkeypatch.setattr(paths, "private_dir", refuse)  # for example, a share that is no longer connected
+    with pytest.raises(ModelNotFoundError, match=r"^it could not be stored in .*; .* set STREAMCHAT_HOME"):
+        ensure(tmp_path / "models" / "it", lambda folder: {}, what="it", progress=silent)
 
 
 def test_cancelled_fetch_leaves_nothing_and_ends_pip(slow_index: SlowIndex) -> None:

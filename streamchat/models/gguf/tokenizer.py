@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import UnsupportedModelError, refuse
-from streamchat.models.limits import return_free_memory
+from streamchat.telemetry.memory import return_freed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,7 +109,7 @@ def read_saved(folder: Path) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = library.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), name_or_path=str(folder), **arguments
     )
-    return_free_memory()  # parsing takes more than the tokenizer: 200 MB for one with 262,144 tokens
+    return_freed()  # parsing takes more than the tokenizer: 200 MB for one with 262,144 tokens
     return tokenizer
 
 
