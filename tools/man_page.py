@@ -20,6 +20,7 @@ EXIT_CODES = {
     ExitCode.MODEL: "The model cannot be found, fetched, read or used.",
     ExitCode.CHECK_FAILED: "A check of verify, or an invariant of replay, does not hold.",
     ExitCode.STORE: "Saved sessions cannot be read or written, or the session does not exist or is open elsewhere.",
+    ExitCode.HUNG_UP: "The terminal was closed.",
     ExitCode.INTERRUPTED: "Ctrl+C outside a reply.",
     ExitCode.BROKEN_PIPE: "The reader of stdout has exited.",
     ExitCode.TERMINATED: "Terminated from outside.",

@@ -42,6 +42,8 @@ class ExitCode(IntEnum):
     """A check of `streamchat verify`, or an invariant of `streamchat replay`, does not hold."""
     STORE = 5
     """Saved sessions cannot be read or written, or the requested one does not exist or is open elsewhere."""
+    HUNG_UP = 129
+    """The terminal was closed (128 + SIGHUP, as in shells)."""
     INTERRUPTED = 130
     """Ctrl+C outside a reply (128 + SIGINT, as in shells)."""
     BROKEN_PIPE = 141
@@ -140,6 +142,12 @@ class OutputError(StreamchatError):
     """stdout cannot be written, for example to a full disk. Not an `OSError`, which argparse and others suppress."""
 
     title = "Output"
+
+
+class HungUpError(OutputError):
+    """The terminal that stdout writes to was closed."""
+
+    exit_code = ExitCode.HUNG_UP
 
 
 class StoreError(StreamchatError):

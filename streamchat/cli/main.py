@@ -17,7 +17,7 @@ from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, OutputError, Session
 from streamchat.base.sanitize import one_line, printable
 from streamchat.cli import flags, old_serve, parser
 from streamchat.cli.front_ends import choose_front_end, mark_start, run_front_end
-from streamchat.cli.stdout import drop_output, guarded_output
+from streamchat.cli.stdout import HUNG_UP, drop_output, guarded_output, is_hung_up
 from streamchat.frontend import file_access
 from streamchat.web.launch import FILES_REFUSED, in_browser
 
@@ -87,6 +87,10 @@ def _run(argv: list[str]) -> int:
             _show_traceback()
             print_message(TOO_MANY_FILES)
             return ExitCode.FAILURE
+        if is_hung_up(error):
+            _show_traceback()
+            print_message(HUNG_UP)
+            return ExitCode.HUNG_UP
         import traceback
 
         from streamchat.telemetry.log_file import log_crash
@@ -217,7 +221,8 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         SessionError: The session does not exist, or is open in another process.
     """
     gc.disable()  # the imports of a start make many objects, and no garbage; the engine enables it when it starts
-    from streamchat.base.events import ConversationCleared, SavingChanged, SessionOpened, TurnFinished
+    from streamchat.base.events import TurnFinished
+    from streamchat.cli.saving import SavingOutcome
     from streamchat.telemetry import trace
     from streamchat.telemetry.log_file import start_logging
     from streamchat.telemetry.metrics import observe
@@ -238,19 +243,12 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     save = {"always": True, "never": False, "chats": front_end != "pipe"}[configuration.settings.save]
     engine = make_engine(configuration, save or session is not None, session, agreed)
 
-    saved_as: str | None = None
-    saving_works = True
+    outcome = SavingOutcome()
 
     def record(event: Event) -> None:
-        nonlocal saved_as, saving_works
+        outcome.apply(event)
         if stats is not None and isinstance(event, TurnFinished):
             stats.write(event.stats.as_dict())
-        elif isinstance(event, SessionOpened):
-            saved_as = event.session
-        elif isinstance(event, ConversationCleared):
-            saved_as = None
-        elif isinstance(event, SavingChanged):
-            saving_works = event.works
 
     engine.subscribe(record)
     if trace.is_enabled():
@@ -268,11 +266,10 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
             metrics.close()
         if stats is not None:
             stats.close()
-    if saved_as is not None and front_end != "pipe" and not in_browser(os.environ):
-        if saving_works:
-            print_message(f"saved as {saved_as}; resume it with: streamchat --resume {saved_as}")
-        else:
-            print_message(f"the latest turns of {saved_as} were not saved")
+    if not in_browser(os.environ) and (said := outcome.sentence(is_pipe=front_end == "pipe")):
+        print_message(said)
+    if front_end == "pipe" and outcome.lost:
+        code = code or ExitCode.FAILURE
     if stats is not None and stats.failure:
         print_message(stats.failure)
         code = code or ExitCode.FAILURE

@@ -92,6 +92,8 @@ class Prompt:
         self._on_interrupt: Callable[[], None] | None = None
         """Ctrl+C handler while no prompt reads the keyboard; None = ignore it."""
         self._ended_by = 0
+        self._error: Exception | None = None
+        """Raised while an event was handled; ends the prompt."""
         self._modes = terminal_modes()
         self._task: asyncio.Task[int] | None = None
 
@@ -103,7 +105,7 @@ class Prompt:
 
         def forward(event: ev.Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._on_event, event, context=context)
+                loop.call_soon_threadsafe(self._receive, event, context=context)
 
         def on_signal(number: int) -> None:
             loop.call_soon_threadsafe(self._signalled, number)
@@ -119,6 +121,8 @@ class Prompt:
                 return report_failure(self._failure, sys.stderr)
             return ExitCode.FAILURE
         except asyncio.CancelledError:
+            if self._error is not None:
+                raise self._error from None
             if not self._ended_by:
                 raise
             return 128 + self._ended_by
@@ -209,6 +213,15 @@ class Prompt:
         self._recent, self._interrupts = [], 0
 
     # --- events ---------------------------------------------------------------------------------------------------
+
+    def _receive(self, event: ev.Event) -> None:
+        """Handle an event, and end the prompt with any error: the loop would only log it, and nothing would follow."""
+        try:
+            self._on_event(event)
+        except Exception as error:  # for example the closed terminal
+            self._error = self._error or error
+            if self._task is not None:
+                self._task.cancel()
 
     def _on_event(self, event: ev.Event) -> None:
         self._board.apply(event)

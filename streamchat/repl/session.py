@@ -102,7 +102,8 @@ class InputLine:
         self._quit_armed = False
         while True:
             try:
-                return await self.session.prompt_async(default=default, pre_run=self._end_if_failed)
+                with self.session.input.raw_mode():  # a dumb terminal shows the prompt before prompt-toolkit does this
+                    return await self.session.prompt_async(default=default, pre_run=self._end_if_failed)
             except EOFError:
                 return None
             except KeyboardInterrupt:  # on a dumb terminal only prompt-toolkit's built-in keys work

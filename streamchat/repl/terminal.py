@@ -140,13 +140,14 @@ def _set_modes(modes: Modes, *, paste_marks: bool) -> Iterator[None]:
 
 
 def terminal_modes() -> Modes | None:
-    """Modes of the terminal on stdin; None on Windows or if stdin is not a terminal."""
+    """Modes of the terminal on stdin; None on Windows, or if stdin is not a terminal or was closed."""
     try:
         import termios
-
-        return termios.tcgetattr(sys.stdin.fileno())
-    except (ImportError, OSError, ValueError):
+    except ImportError:
         return None
+    with contextlib.suppress(OSError, ValueError, termios.error):
+        return termios.tcgetattr(sys.stdin.fileno())
+    return None
 
 
 def _paste_marks(on: bool) -> None:

@@ -7,8 +7,10 @@ paste. Most terminals remove escapes from pasted text, but tmux does not.
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import selectors
+import signal
 
 from textual.drivers.linux_driver import LinuxDriver
 from textual.events import Key, Paste
@@ -136,6 +138,19 @@ class KeyboardDriver(LinuxDriver):
             for message in early:
                 super().process_message(message)
 
+    def _read(self) -> bytes:
+        """Return what was typed; nothing if the terminal was closed."""
+        try:
+            return os.read(self.fileno, BLOCK_BYTES)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return b""
+
+    def _hang_up(self) -> None:
+        """Raise SIGHUP: the kernel sends it only if the closed terminal controls this process."""
+        os.kill(os.getpid(), signal.SIGHUP)
+
     def run_input_thread(self) -> None:
         """Read, filter, parse and dispatch input until the app ends."""
         parser, guard = KeyParser(self._debug), PasteGuard()
@@ -145,17 +160,16 @@ class KeyboardDriver(LinuxDriver):
             while not self.exit_event.is_set():
                 self._pass_early()
                 if selector.select(WAIT_S):
-                    data = os.read(self.fileno, BLOCK_BYTES)
-                    if not data:  # the terminal was closed; SIGHUP follows
-                        self.exit_event.wait(WAIT_S)
+                    data = self._read()
+                    if not data:
+                        self._hang_up()
+                        self.exit_event.wait()
                     elif text := guard.feed(decoder.decode(data)):
                         for event in parser.feed(text):
                             self.process_message(event)
                 for event in parser.tick():
                     self.process_message(event)
             if selector.select(WAIT_S):
-                os.read(
-                    self.fileno, BLOCK_BYTES
-                )  # discard late terminal responses, so that the shell does not read them
+                self._read()  # discard late terminal responses, so that the shell does not read them
         for _ in parser.end():
             pass

@@ -81,11 +81,16 @@ class Leaving:
     def watch_signals(self) -> None:
         """Exit cleanly on SIGTERM and SIGHUP, with the terminal restored."""
         loop = asyncio.get_running_loop()
-        for name in ("SIGTERM", "SIGHUP"):
+        for name, leave in (("SIGTERM", self.leave), ("SIGHUP", self._hang_up)):
             number = getattr(signal, name, None)
             if number is not None:
                 with suppress(NotImplementedError, RuntimeError, ValueError):
-                    loop.add_signal_handler(number, self.leave, 128 + number)
+                    loop.add_signal_handler(number, leave, 128 + number)
+
+    def _hang_up(self, code: int) -> None:
+        """Leave once: both the kernel and the driver may report a closed terminal."""
+        if not self._begun:
+            self.leave(code)
 
 
 def report_unsent(queue: Sequence[QueuedMessage], in_history: bool) -> None:

@@ -6,11 +6,13 @@ the file descriptor.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from textual.driver import Driver
 
@@ -31,7 +33,9 @@ def guarded_terminal() -> Iterator[None]:
     saved = {fd: os.dup(fd) for fd in (1, 2)}
     names = ("stderr", "__stderr__", "stdout", "__stdout__")
     streams = {name: getattr(sys, name) for name in names}
-    screen = os.fdopen(os.dup(terminal), "w", encoding="utf-8", errors="replace")
+    screen = io.TextIOWrapper(
+        io.BufferedWriter(TerminalFile(os.dup(terminal), "w")), encoding="utf-8", errors="replace"
+    )
     log = _open_log()
     sized: _LogWithSize | None = None
     try:
@@ -65,6 +69,23 @@ def guarded_driver(chosen: type[Driver]) -> type[Driver]:
     from streamchat.tui.keyboard import KeyboardDriver
 
     return KeyboardDriver
+
+
+class TerminalFile(io.FileIO):
+    """The terminal; drops what is written after it was closed.
+
+    An error would end Textual's thread that writes, and its loop would then wait forever for room in the thread's
+    queue, without answering a signal.
+    """
+
+    def write(self, data: Any) -> int:
+        """Write `data`, or drop it if the terminal was closed."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return memoryview(data).nbytes
 
 
 class _LogWithSize(io.TextIOWrapper):

@@ -51,6 +51,7 @@ EXIT_CODES = {
     "CacheFullError": 1,
     "EvictionPlanError": 1,
     "CacheNotSeenError": 1,
+    "HungUpError": 129,
     "OutputError": 1,
     "TurnError": 1,
     "StoreError": 5,
@@ -97,7 +98,7 @@ def test_the_members_of_public_classes() -> None:
 
 
 def test_the_exit_codes() -> None:
-    assert {code.value for code in errors.ExitCode} == {0, 1, 2, 3, 4, 5, 130, 141, 143}
+    assert {code.value for code in errors.ExitCode} == {0, 1, 2, 3, 4, 5, 129, 130, 141, 143}
     assert {name: int(getattr(errors, name).exit_code) for name in EXIT_CODES} == EXIT_CODES
     known = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     assert known == {*EXIT_CODES, "StreamchatError"}

@@ -228,6 +228,26 @@ def test_leaving_says_when_the_latest_turns_are_not_saved(
     assert capsys.readouterr().err == f"streamchat: {said}\n"
 
 
+def test_a_pipe_whose_turns_are_not_saved_says_so_and_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = ScriptedEngine()
+
+    def run(*_: object) -> int:
+        engine.emit(ev.SessionOpened("a1b2"))
+        engine.emit(ev.SavingChanged(False))
+        engine.emit(ev.ConversationCleared())
+        engine.emit(ev.SavingChanged(True))
+        engine.emit(ev.SessionOpened("c3d4"))
+        return 0
+
+    monkeypatch.setattr(cli, "make_engine", lambda *_: engine)
+    monkeypatch.setattr(cli, "choose_front_end", lambda *_: "pipe")
+    monkeypatch.setattr(cli, "run_front_end", run)
+    assert cli.main([]) == 1
+    assert capsys.readouterr().err == "streamchat: the latest turns of a1b2 were not saved\n"
+
+
 @pytest.mark.slow
 async def test_the_theme_is_remembered_and_a_configured_one_wins() -> None:
     async with driving(ScriptedEngine()) as driver:

@@ -231,6 +231,20 @@ def test_a_closed_stdout_ends_nothing(arguments: str) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux only")
+@pytest.mark.parametrize("closed", ["0<&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_standard_stream(closed: str, tmp_path: Path) -> None:
+    """Native libraries print into descriptors 1 and 2, whatever they are by then."""
+    names = tmp_path / "names"
+    program = (
+        "import os, sys; from streamchat.cli.stdout import guarded_output\n"
+        "with guarded_output() as _, open(sys.argv[1], 'w') as file:\n"
+        "    file.write(' '.join(os.readlink(f'/proc/self/fd/{n}') for n in (0, 2)))"
+    )
+    subprocess.run(["bash", "-c", f"'{sys.executable}' -c \"$0\" {names} {closed}", program], check=True, timeout=60)
+    assert names.read_text() == "/dev/null /dev/null"
+
+
 def test_statistics_are_written_a_line_a_turn() -> None:
     result = run("--stats-json", "stats.jsonl", scenario={"replies": ["a b c", "d"]}, given="one\ntwo\n")
     assert result.returncode == 0

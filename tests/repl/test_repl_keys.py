@@ -10,6 +10,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pexpect
@@ -187,6 +188,27 @@ def test_commands_and_paths_are_offered() -> None:
     assert offered("a@no") == []
 
 
+async def test_a_dumb_terminal_shows_the_prompt_when_it_reads_keys(
+    keyboard: PipeInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the terminal would echo what is typed, and Enter would insert a new line."""
+    monkeypatch.setenv("TERM", "dumb")
+    line, modes, written = input_line(), ["cooked"], list[tuple[str, str]]()
+
+    @contextmanager
+    def raw_mode() -> Iterator[None]:
+        modes.append("raw")
+        yield
+        modes.pop()
+
+    monkeypatch.setattr(keyboard, "raw_mode", raw_mode)
+    monkeypatch.setattr(line.session.output, "write", lambda text: written.append((text, modes[-1])))
+    keyboard.send_text("hi\r")
+    assert await asked(line) == "hi"
+    assert written[:3] == [("you> ", "raw"), ("h", "raw"), ("i", "raw")]
+    assert modes == ["cooked"]
+
+
 # --- the program -----------------------------------------------------------------------------------------------
 
 
@@ -260,3 +282,17 @@ def test_a_signal_ends_the_prompt_in_order(name: str, moment: str) -> None:
     child.close()
     assert after == before
     assert child.exitstatus == 128 + number
+
+
+def test_a_terminal_that_is_closed_during_a_reply_ends_the_prompt() -> None:
+    scenario = json.dumps({"replies": [{"text": "word " * 5_000, "tokens_per_s": 1_000}]})
+    env = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
+    command = [str(FACE), scenario, "--plain"]
+    child = pexpect.spawn(sys.executable, command, timeout=20, dimensions=(24, 80), env=env, encoding="utf-8")
+    child.expect("you> ")
+    child.send("hi\r")
+    child.expect("word word")
+    assert child.pid
+    os.close(child.child_fd)  # `close` of pexpect would send signals
+    _pid, status = os.waitpid(child.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
