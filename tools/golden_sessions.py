@@ -256,6 +256,7 @@ def write_sessions(folder: Path) -> dict[str, Any]:
         for name in ("streamchat.db", f"snapshots/{session}.safetensors"):
             (folder / "data" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(past.home / "data" / name, folder / "data" / name)
+        shutil.copytree(past.home / "data" / "evicted", folder / "data" / "evicted")
         other = unbroken.chat(NEXT)  # the same conversation in one process: the replies that resuming must give
         return {
             "written_by": past.run("--version").strip(),

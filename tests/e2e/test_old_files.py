@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from streamchat.base import events as ev
 from streamchat.base.eviction_policies import RENAMED_POLICIES
-from streamchat.base.requests import Undo
+from streamchat.base.requests import Quote, Undo, Unpin
 from streamchat.cli import main as cli
 from streamchat.config import loader
 from streamchat.config.settings import Settings
@@ -20,6 +21,7 @@ from streamchat.conversation.assemble import load_from_settings
 from streamchat.frontend.typed_history import TypedHistory
 from streamchat.models.gguf.convert import CONVERTER
 from streamchat.models.staging import MANIFEST, models_dir
+from streamchat.sessions.evicted_pages import from_bytes
 from streamchat.store.health import examine
 from streamchat.store.store import Store
 from tests.support.real_engine import running
@@ -140,6 +142,35 @@ def test_the_last_turn_can_be_undone_after_resuming(home: Path, expected: dict[s
         chat.wait(ev.ConversationResumed)
         chat.engine.send(Undo())
         assert chat.wait(ev.TurnUndone).text == expected["messages"][-1]
+
+
+ARCHIVED = [path for path in SETS if (path / "data" / "evicted").exists()]
+
+
+@pytest.mark.parametrize("folder", ARCHIVED, ids=lambda path: path.name)
+def test_an_evicted_turn_is_paged_in_from_the_archive(home: Path, expected: dict[str, Any]) -> None:
+    database = home / "data" / "streamchat.db"
+    with running(load_from_settings, store=database, session=expected["session"], **MACHINE) as chat:
+        chat.wait(ev.ConversationResumed)
+        conversation: Any = chat.conversation
+        [first, *_] = conversation.log.turns
+        assert conversation.cache.ledger.count_in(first.start, first.end) < first.end - first.start
+        chat.engine.send(Unpin(2))
+        chat.engine.send(Quote("that", "I see.", pin=True, turn=1))
+        assert chat.wait(ev.TurnPagedIn).tokens > 0
+        assert conversation.cache.ledger.count_in(first.start, first.end) == first.end - first.start
+        layer, ids = conversation.model.model.layers[0], torch.tensor(conversation.log.ids)
+        with torch.inference_mode():  # values of the first layer depend on nothing but the token
+            embedded = layer.input_layernorm(conversation.model.get_input_embeddings()(ids))
+            values = layer.self_attn.v_proj(embedded).unflatten(-1, (2, -1)).transpose(0, 1)
+    with Store(database) as store:
+        stored = [each for each in store.evicted.pages(expected["session"]) if each[0].part == "evicted"]
+        pages = [(each[0], from_bytes(store.evicted.read(each) or b"")) for each in stored]
+    assert len(pages) >= 3
+    for page, tokens in pages:
+        assert tokens is not None
+        indices = [index for run in page.runs for index in range(*run)]
+        torch.testing.assert_close(tokens.slots.of(0)["values"][0], values[:, indices], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["exported.jsonl", "exported.json"])
