@@ -153,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
             options,
             open_store=None if configuration.settings.save == "never" else Store,
             progress=progress,
+            tell=say,
         )
         try:
             server.load()

@@ -82,6 +82,8 @@ class Ended:
 
     finish: Finish
     usage: Usage
+    saved: bool
+    """Whether the turn is in the store."""
 
 
 News = Began | Delta | Ended | ApiError

@@ -49,7 +49,7 @@ class Completion:
                 yield self._chunk({"content" if kind == "answer" else "reasoning_content": text})
             case Ended():
                 self._ended = news
-                yield self._chunk({}, _REASONS[news.finish])
+                yield self._chunk({}, _REASONS[news.finish], store=news.saved)
                 if self._include_usage:
                     yield _event(self._head("chat.completion.chunk") | {"choices": [], "usage": usage_of(news.usage)})
                 yield DONE
@@ -63,14 +63,16 @@ class Completion:
         if self._texts["thought"]:
             message["reasoning_content"] = self._texts["thought"]
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _REASONS[self._ended.finish]}
-        return self._head("chat.completion") | {"choices": [choice], "usage": usage_of(self._ended.usage)}
+        more = {"usage": usage_of(self._ended.usage), "store": self._ended.saved}
+        return self._head("chat.completion") | {"choices": [choice]} | more
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
+    def _chunk(self, delta: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        more = {"usage": None} if self._include_usage else {}
+        if self._include_usage:
+            more["usage"] = None
         return _event(self._head("chat.completion.chunk") | {"choices": [choice]} | more)
 
 

@@ -62,7 +62,8 @@ class Reporter:
             self.has_failed = True
             self._call.report(not_saved())
             return
-        self._call.report(Ended(event.finish_reason, self._usage(event)))
+        saved = self._call.prompt.keep and self._seat.is_saved
+        self._call.report(Ended(event.finish_reason, self._usage(event), saved))
 
     def _usage(self, event: ev.TurnFinished) -> Usage:
         turn = self._seat.conversation.log.turns[-1]

@@ -102,7 +102,7 @@ class Response:
             "output": [],
             "parallel_tool_calls": False,
             "previous_response_id": prompt.previous or None,
-            "store": prompt.keep,
+            "store": prompt.keep if self._ended is None else self._ended.saved,
             "temperature": prompt.settings.get("temperature"),
             "text": {"format": {"type": "text"}},
             "tool_choice": "none",

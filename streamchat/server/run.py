@@ -7,11 +7,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from streamchat.base.errors import ConfigError, reason_of
+from streamchat.base.events import SavingChanged
 from streamchat.base.host_names import AllowedHosts, bracketed, is_unspecified, outer_address
 from streamchat.base.progress import Progress, silent
 from streamchat.base.signals import on_signals
@@ -24,6 +25,7 @@ from streamchat.server.model_thread import ModelThread
 from streamchat.server.options import Options, has_attach
 from streamchat.server.requests import Served
 from streamchat.sessions.archive import OpenStore
+from streamchat.telemetry.log_file import log_path
 
 if TYPE_CHECKING:
     import uvicorn
@@ -79,6 +81,7 @@ class ApiServer:
         open_store: Opens the store of saved sessions; None saves nothing.
         load: Loads the model; replaceable for tests.
         progress: Reports the progress of loading.
+        tell: Called with a sentence for whoever runs the server, on the model's thread.
 
     Raises:
         ConfigError: The address cannot be opened, or the token file cannot be used.
@@ -92,8 +95,10 @@ class ApiServer:
         open_store: OpenStore | None,
         load: Load = load_from_settings,
         progress: Progress = silent,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._configuration, self._options = configuration, options
+        self._configuration, self._options, self._tell = configuration, options, tell
+        self._is_saving = True
         self.token, self.new_token = "", False
         if options.token_file is not None or needs_token(options.host):
             self.token, self.new_token = read_token(options.token_file or token_path())
@@ -187,6 +192,12 @@ class ApiServer:
 
     def _observe(self, session: KnownSession, event: Event) -> None:
         self._metrics.update(session, event)
+        if isinstance(event, SavingChanged) and event.works != self._is_saving:
+            self._is_saving = event.works
+            if event.works:
+                self._tell("sessions are saved again")
+            else:
+                self._tell(f"sessions are currently not saved; the reason is in {log_path()}")
         if self._attached is not None:
             self._attached.receive(session, event)
 

@@ -156,6 +156,12 @@ class Seat:
         """Whether the session must not continue here: another replica owns it, or its latest turn was not saved."""
         return self._parts.is_shared and self._archive.is_lost
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether all finished turns of the session are in the store."""
+        recorder = self._archive.recorder
+        return recorder is not None and recorder.is_saved
+
     def abandon(self) -> None:
         """Free the seat without saving; the session is restored when it is needed again."""
         self._archive.abandon()

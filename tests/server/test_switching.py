@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streamchat.base.errors import SessionError
+from streamchat.base.errors import SessionError, StoreError
 from streamchat.server.options import Options
 from streamchat.sessions import snapshot as snapshots
 from streamchat.store.lock import SessionLock, is_open
@@ -68,3 +69,40 @@ def test_a_session_whose_cache_cannot_be_written_is_closed_as_well(
         assert store.find(session_of(again["id"])).turns == 2
     with Store(tmp_path / "sessions.db") as store:
         assert [info.opened_by for info in store.sessions()] == [None, None]
+
+
+def test_a_completion_says_whether_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **more: Any) -> None:
+        raise StoreError("the disk is full")
+
+    said: list[Any] = [{"role": "user", "content": "one"}]
+    with serving(tmp_path) as api:
+        assert [api.complete(said, **more)["store"] for more in ({}, {"store": False})] == [True, False]
+        monkeypatch.setattr(Store, "write", refuse)
+        assert api.complete(said)["store"] is False
+        answer = api.post("chat/completions", {"messages": said, "stream": True})
+    pieces = [
+        json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line.startswith("data: {")
+    ]
+    assert [piece["store"] for piece in pieces if "store" in piece] == [False]
+    assert pieces[-1]["store"] is False
+
+
+def test_whoever_runs_the_server_is_told_that_sessions_are_not_saved_and_when_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **more: Any) -> None:
+        raise StoreError("the disk is full")
+
+    with serving(tmp_path) as api:
+        first = api.respond("one")
+        assert api.told == []
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "write", refuse)
+            second = api.respond("two", first["id"])
+            [told] = api.told
+        third = api.respond("three", second["id"])
+    assert [each["store"] for each in (first, second, third)] == [True, False, True]
+    assert told.startswith("sessions are currently not saved; the reason is in ")
+    assert told.endswith("streamchat.log")
+    assert api.told == [told, "sessions are saved again"]

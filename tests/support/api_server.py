@@ -26,8 +26,10 @@ SMALL: dict[str, Any] = {"max_new_tokens": 12, "seed": 1, "cache_size": 128, "te
 class Running:
     """A server and a client of it."""
 
-    def __init__(self, server: ApiServer) -> None:
+    def __init__(self, server: ApiServer, told: list[str]) -> None:
         self.server = server
+        self.told = told
+        """Sentences for whoever runs the server."""
         self.base = f"http://127.0.0.1:{server.port}"
         self.http = httpx.Client(base_url=self.base, timeout=60, trust_env=False)
 
@@ -79,17 +81,19 @@ def serving(
 ) -> Iterator[Running]:
     """A server that saves into `folder`, with these settings; stopped at the end."""
     chosen = Settings(**(SMALL | settings))
+    told: list[str] = []
     server = ApiServer(
         Configuration(chosen, dict.fromkeys(settings, "flag")),
         options or Options(port=0),
         open_store=None if folder is None else lambda: Store(folder / "sessions.db"),
         load=load or (lambda *_: tiny_loaded()),
+        tell=told.append,
     )
     server.load()
     results: list[bool] = []
     thread = threading.Thread(target=lambda: results.append(server.serve()))
     thread.start()
-    running = Running(server)
+    running = Running(server, told)
     try:
         yield running
     finally:

@@ -47,7 +47,7 @@ def served(*arguments: str, **environment: str) -> Iterator[str]:
     token = printed.partition("token=")[2].strip()
     assert len(token) == 43
     assert token not in out + err  # printed once
-    assert "Traceback" not in out + err
+    assert "Traceback" not in out + err, out + err
 
 
 async def talk(address: str, *steps: tuple[str, str]) -> str:
