@@ -120,8 +120,11 @@ class MonitorApp(App[int]):
     @on(DataTable.RowSelected)
     def _chosen(self, message: DataTable.RowSelected) -> None:
         message.stop()
-        self._watcher = Watcher(self._rows[message.cursor_row])
-        self._poll()
+        # by name: the list may have changed since
+        chosen = next((each for each in self._rows if each.name == message.row_key.value), None)
+        if chosen is not None:
+            self._watcher = Watcher(chosen)
+            self._poll()
 
     def _poll(self) -> None:
         watcher = self._watcher

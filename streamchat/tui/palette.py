@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from textual import work
-from textual.app import App, SystemCommand
+from textual.app import App, ComposeResult, SystemCommand
 from textual.await_complete import AwaitComplete
-from textual.command import CommandPalette
+from textual.command import CommandList, CommandPalette
 from textual.css.query import NoMatches
 
 from streamchat.tui.bindings import hint
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.screens.closable import Closable
+from streamchat.tui.widgets.option_list import Commands
 from streamchat.tui.widgets.section import Section
 
 UNDER_ANOTHER_NAME = {
@@ -23,7 +24,12 @@ UNDER_ANOTHER_NAME = {
 
 
 class Palette(Closable, CommandPalette):
-    """Textual's palette, which may be closed at any moment."""
+    """Textual's palette, which may be closed at any moment, and whose list may change at any moment."""
+
+    def compose(self) -> ComposeResult:
+        """The input above the list."""
+        for widget in super().compose():
+            yield Commands() if isinstance(widget, CommandList) else widget
 
     def dismiss(self, result: Any = None) -> AwaitComplete:
         """Close the palette."""

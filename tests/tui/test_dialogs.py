@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from textual.events import Key, Paste
-from textual.widgets import Input
+from rich.style import Style
+from textual.events import Click, Key, Paste
+from textual.widgets import Input, OptionList
 
 from streamchat.config.loader import Configuration
 from streamchat.tui import type_ahead
@@ -122,3 +123,19 @@ async def test_a_dialog_that_does_not_handle_a_key_does_not_stop_the_next_ones(m
                 await asyncio.sleep(0.01)
         finally:
             hangs.set()
+
+
+@pytest.mark.parametrize("name", [name for name in OPEN if name != "help"])
+async def test_a_click_on_an_option_that_is_gone_ends_nothing(name: str) -> None:
+    """The app ended with exit code 1: the list of the palette had changed before a click was handled."""
+    async with driving(ScriptedEngine()) as driver:
+        OPEN[name](driver)
+        await driver.until(lambda: bool(driver.app.screen.query(OptionList)), name)
+        await driver.pilot.pause()
+        listed = driver.app.screen.query_one(OptionList)
+        style = Style(meta={"option": listed.option_count})
+        at = listed.region.offset
+        await listed._dispatch_message(Click(listed, 0, 0, 0, 0, 1, False, False, False, at.x, at.y, style))
+        await driver.pilot.pause()
+        assert driver.app._exception is None
+        assert driver.app.screen.query(OptionList).first() is listed

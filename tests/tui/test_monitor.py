@@ -177,6 +177,25 @@ async def test_the_app_shows_and_switches() -> None:
         assert app.return_value == 0
 
 
+async def test_the_row_that_was_chosen_is_shown_though_the_list_has_changed() -> None:
+    with Store() as store:
+        names = [a_session(store, title) for title in ("The sea", "A dragon")]
+        for name in names:
+            store.write(name, turns=[a_turn(1, "one")])
+    app = MonitorApp(monitored_sessions()[0])
+    async with app.run_test(size=(140, 40)) as pilot:
+        table, title = app.query_one(DataTable), app.query_one("#title", Verbatim)
+        chosen = app._rows[1].name
+        message = DataTable.RowSelected(table, 1, table.ordered_rows[1].key)
+        app._rows.reverse()
+        app._chosen(message)
+        assert chosen in title.text
+        app._rows.clear()
+        app._chosen(message)
+        await pilot.pause()
+        assert chosen in title.text
+
+
 # --- metrics ----------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from streamchat.store.tree import as_tree
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.screens.closable import Closable
 from streamchat.tui.widgets.line_input import LineInput
+from streamchat.tui.widgets.option_list import Options
 from streamchat.tui.widgets.text import Verbatim
 
 LIMIT = 100
@@ -114,7 +115,7 @@ class FinderScreen(Closable, ModalScreen[Chosen | None], Generic[Chosen]):
             panel.border_subtitle = self.key_hints()
             yield LineInput(self._words, placeholder=self.ASK, id="words", select_on_focus=False)
             yield Verbatim("", id="headings")
-            yield OptionList(id="rows")
+            yield Options(id="rows")
             yield Verbatim("", id="nothing")
             yield Verbatim("", id="details")
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
+from itertools import zip_longest
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Grid, VerticalScroll
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.geometry import Size
 from textual.screen import ModalScreen
+from textual.widget import Widget
 from textual.widgets import Static
 
+from streamchat.base.sanitize import printable
 from streamchat.config.keymap import KEYS, display_keys
 from streamchat.frontend.slash.registry import SlashRegistry
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.screens.closable import Closable
-from streamchat.tui.widgets.text import Verbatim
 
 FIXED = (
     ("Up / Down", "on the first / last row: previous / next input; queued messages come first"),
@@ -26,12 +29,37 @@ FIXED = (
 )
 
 
-class KeyTable(Grid):
-    """Keys or commands on the left, their descriptions on the right."""
+class KeyTable(Widget):
+    """Keys or commands on the left, their descriptions on the right.
+
+    One widget, because Textual styles and places each widget by itself.
+    """
+
+    KEYS_WIDTH = 21
+    """Of the column on the left, in cells, with the space after it."""
 
     def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
-        cells = [(Verbatim(key, classes="key"), Verbatim(text)) for key, text in rows]
-        super().__init__(*chain.from_iterable(cells))
+        super().__init__()
+        self._rows = [(Content(printable(key)).stylize("bold"), Content(printable(text))) for key, text in rows]
+
+    def render(self) -> Content:
+        """The rows."""
+        return Content("\n").join(self._lines(self.content_size.width))
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """The number of lines at this width."""
+        return len(self._lines(width))
+
+    def _lines(self, width: int) -> list[Content]:
+        lines: list[Content] = []
+        for row in self._rows:
+            keys, texts = (
+                cell.wrap(max(1, columns))
+                for cell, columns in zip(row, (self.KEYS_WIDTH, width - self.KEYS_WIDTH), strict=True)
+            )
+            for key, text in zip_longest(keys, texts, fillvalue=Content("")):
+                lines.append(key.rstrip().pad_right(self.KEYS_WIDTH - key.rstrip().cell_length) + text)
+        return lines
 
 
 class HelpScreen(Closable, ModalScreen[None]):

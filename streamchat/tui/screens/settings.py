@@ -23,6 +23,7 @@ from streamchat.frontend.settings_table import SettingRow, SettingsTable, shown_
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.screens.closable import Closable
 from streamchat.tui.widgets.line_input import LineInput
+from streamchat.tui.widgets.option_list import Options
 from streamchat.tui.widgets.text import Verbatim
 
 NAME_WIDTH, VALUE_WIDTH = max(map(len, setting_fields())) + 1, 24
@@ -65,7 +66,7 @@ class SettingsScreen(Closable, ModalScreen[None]):
         with Vertical(id="settings") as panel:
             panel.border_title = "Settings"
             yield LineInput(self._words, placeholder="words in the name, the meaning or the value", id="words")
-            yield OptionList(id="rows")
+            yield Options(id="rows")
             with Vertical(id="about"):
                 yield Static(id="meaning", markup=False)
                 with Horizontal(id="edit"):

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 from textual.content import Content
-from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from streamchat.base.sanitize import one_line
+from streamchat.tui.widgets.option_list import Options
 
 
-class Completions(OptionList, can_focus=False):
+class Completions(Options, can_focus=False):
     """Completions for the current line; hidden if there are none. The input forwards keys to it."""
 
     def __init__(self) -> None:
