@@ -1,6 +1,6 @@
 """Fails the n-th call of each kind while a chat runs, for each n, and checks each time that nothing is half done.
 
-    python -m tools.failing_calls [--cases 500] [--seed 0] [--all]
+    python -m tools.failing_calls [--cases 500] [--seed 0] [--all [--failures NAMES] [--first N]]
 
 A chat with a tiny model, and commands around it (`tools/disk/scenario.py`), run again and again. In each run, one
 `open`, `write`, `fsync`, `rename`, `mmap`, `ftruncate`, `unlink`, `mkdir`, or `link` in the home folder fails with
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -62,6 +62,8 @@ def run(
     say: Callable[[str], None] = lambda text: None,
     *,
     each: int = 1,
+    first: int = 0,
+    failures: Collection[str] = (),
     verbose: bool = False,
 ) -> Outcome:
     """Run cases in the preloaded process.
@@ -72,12 +74,15 @@ def run(
         seed: Of the draw.
         say: Takes a line for each fault, and from time to time the progress.
         each: With every n: take only each so many-th.
+        first: With every n: the first one.
+        failures: Names of the failures, such as "write EIO"; all of them if empty.
         verbose: Say what the user was told in each case.
     """
     from tests.support.real_engine import tiny_loaded
     from tools.disk.faults import FAILURES, Attempts, Case
 
     attempts, outcome = Attempts(tiny_loaded(), tiny_loaded(), folder), Outcome()
+    wanted = [failure for failure in FAILURES if not failures or failure.name in failures]
 
     def take(case: Case) -> bool:
         result = attempts.run(case)
@@ -96,15 +101,15 @@ def run(
         return result.failed > 0
 
     if cases is None:
-        for failure in FAILURES:
-            for number in count(seed % each, each):
+        for failure in wanted:
+            for number in count(first + seed % each, each):
                 met = [take(Case(failure, number, lasting)) for lasting in (False, True)]
                 if not any(met) or len(outcome.faults) >= MAX_FAULTS:
                     break
         return outcome
     rng = random.Random(seed)
     for _ in range(cases):
-        failure = rng.choice(FAILURES)
+        failure = rng.choice(wanted)
         take(Case(failure, rng.randrange(attempts.calls[failure.kind]), rng.random() < 0.5))
         if len(outcome.faults) >= MAX_FAULTS:
             break
@@ -117,10 +122,19 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=500, help="number of random cases (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="fail every call of every kind instead")
     parser.add_argument("--each", type=int, default=1, help="with --all: fail only every N-th call")
+    parser.add_argument("--first", type=int, default=0, help="with --all: start at this call of each kind")
+    parser.add_argument(
+        "--failures", default="", help='only these, separated by commas, such as "write EIO,map ENOMEM"'
+    )
     parser.add_argument("--verbose", action="store_true", help="print what the user is told in each case")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     ensure_preloaded()
+    from tools.disk.faults import FAILURES  # imports torch
+
+    failures = [name.strip() for name in args.failures.split(",") if name.strip()]
+    if unknown := sorted({*failures} - {failure.name for failure in FAILURES}):
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(failure.name for failure in FAILURES)}")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=shim.work_folder()) as folder:
         outcome = run(
@@ -129,6 +143,8 @@ def main() -> int:
             args.seed,
             lambda text: print(text, file=sys.stderr, flush=True),
             each=args.each,
+            first=args.first,
+            failures=failures,
             verbose=args.verbose,
         )
     met = outcome.cases - outcome.unmet

@@ -84,3 +84,13 @@ def test_a_terminal_that_is_not_restored_is_noticed() -> None:
 
 def test_a_signal_is_noticed() -> None:
     assert ended("import os; os.kill(os.getpid(), 9)")[0] == -9
+
+
+def test_half_of_a_wide_character_can_be_overwritten() -> None:
+    program = r"import time; print('\u5973\u5973 x\r\ny\u5973\x1b[1;1Ha', flush=True, end=str()); time.sleep(60)"
+    terminal = Terminal(["-c", program], {})
+    try:
+        assert terminal.wait(lambda: terminal.lines()[0].startswith("a"), ANY_TIME_S)
+        assert terminal.lines()[:2] == ["a \u5973 x", "y\u5973"]
+    finally:
+        terminal.kill()

@@ -52,6 +52,7 @@ FAILURES = (
     Failure(Kind.UNLINK, errno.EIO),
     Failure(Kind.MKDIR, errno.ENOSPC),
     Failure(Kind.LINK, errno.ENOSPC),
+    Failure(Kind.READ, errno.EIO),
 )
 
 

@@ -31,7 +31,7 @@ enum { OPEN = 1, CLOSE, DUP, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, LINK, MKDIR,
 /* Kinds of calls that can fail; `tools/disk/shim.py` has the same numbers. */
 enum {
     K_OPEN = 1, K_WRITE = 2, K_SYNC = 4, K_RENAME = 8, K_MAP = 16, K_TRUNCATE = 32, K_UNLINK = 64, K_MKDIR = 128,
-    K_LINK = 256, K_CREATE = 512
+    K_LINK = 256, K_CREATE = 512, K_READ = 1024
 };
 
 struct head {
@@ -279,6 +279,39 @@ FCNTL(fcntl)
 FCNTL(fcntl64)
 
 /* --- contents -------------------------------------------------------------------------------------------------- */
+
+ssize_t read(int fd, void *data, size_t size) {
+    NEXT(ssize_t, "read", int, void *, size_t);
+    if (!is_on() || !is_tracked(fd)) return real(fd, data, size);
+    pthread_mutex_lock(&lock);
+    ssize_t done = fails(K_READ, "read", NULL, fd) ? -1 : real(fd, data, size);
+    pthread_mutex_unlock(&lock);
+    return done;
+}
+
+static ssize_t read_at(int fd, void *data, size_t size, int64_t offset) {
+    NEXT(ssize_t, "pread64", int, void *, size_t, off64_t);
+    if (!is_on() || !is_tracked(fd)) return real(fd, data, size, offset);
+    pthread_mutex_lock(&lock);
+    ssize_t done = fails(K_READ, "pread", NULL, fd) ? -1 : real(fd, data, size, offset);
+    pthread_mutex_unlock(&lock);
+    return done;
+}
+ssize_t pread(int fd, void *data, size_t size, off_t offset) { return read_at(fd, data, size, offset); }
+ssize_t pread64(int fd, void *data, size_t size, off64_t offset) { return read_at(fd, data, size, offset); }
+/* What programs that check the size of their buffers call instead. */
+ssize_t __read_chk(int fd, void *data, size_t size, size_t room) {
+    if (size > room) abort();
+    return read(fd, data, size);
+}
+ssize_t __pread_chk(int fd, void *data, size_t size, off_t offset, size_t room) {
+    if (size > room) abort();
+    return read_at(fd, data, size, offset);
+}
+ssize_t __pread64_chk(int fd, void *data, size_t size, off64_t offset, size_t room) {
+    if (size > room) abort();
+    return read_at(fd, data, size, offset);
+}
 
 static int64_t place(int fd) {
     if (fcntl(fd, F_GETFL) & O_APPEND) {

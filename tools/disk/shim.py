@@ -28,6 +28,7 @@ class Kind(IntFlag):
     LINK = 256
     CREATE = 512
     """An `open` that creates a file."""
+    READ = 1024
 
 
 def compiler() -> str | None:

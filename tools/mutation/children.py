@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -22,6 +23,8 @@ from tools.mutation.mutants import ROOT, Mutant
 PYTEST = ["-q", "-s", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
 SLACK_S, SLACK_FACTOR = 60, 30
 """A test has timed out after so many seconds, and so many times its CPU time without the change."""
+ADDRESS_SPACE_B = 8 << 30
+"""The tests need about 1 GiB. A change can make a loop allocate without end."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def _run_and_exit(job: Job, items: dict[str, pytest.Item], pipe: int, folder: Pa
     status = 1
     try:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_B, ADDRESS_SPACE_B))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.environ.get("MUTATION_LOG", os.devnull)
         for target, name in enumerate((os.devnull, log, log)):

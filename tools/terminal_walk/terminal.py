@@ -15,6 +15,7 @@ from typing import Any
 import pexpect
 import psutil
 import pyte
+from wcwidth import wcwidth
 
 _MODE = re.compile(rb"\x1b\[\?([\d;]+)([hl])")
 _KITTY = re.compile(rb"\x1b\[([<>])\d*u")
@@ -32,6 +33,17 @@ class _Screen(pyte.Screen):
     def write_process_input(self, data: str) -> None:
         """Send an answer."""
         self._send(data)
+
+    @property
+    def display(self) -> list[str]:
+        """The lines as text. pyte's own property fails if the first half of a wide character was overwritten."""
+        return [_text([self.buffer[row][column].data for column in range(self.columns)]) for row in range(self.lines)]
+
+
+def _text(cells: list[str]) -> str:
+    """Return the text of a line; the cell after a wide character is empty, and blank without that character."""
+    before = ["", *cells]
+    return "".join(cell or ("" if wcwidth(left[:1]) == 2 else " ") for left, cell in zip(before, cells, strict=False))
 
 
 class Terminal:

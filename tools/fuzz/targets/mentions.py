@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
+from streamchat.base.sanitize import one_line
 from streamchat.frontend import mentions
 from tools.fuzz.target import Target
 
@@ -24,7 +26,8 @@ def run(data: bytes) -> None:
     path, rest = mentions.split_path(message)
     assert isinstance(mentions.mention_of(path) + rest, str)
     expanded = mentions.expand(message)
-    assert expanded.notice.isprintable()
+    assert expanded.notice == one_line(expanded.notice)
+    assert not any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in expanded.notice)
     if "@" not in message:
         assert expanded.text == message
 
