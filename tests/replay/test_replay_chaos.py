@@ -148,21 +148,25 @@ def test_clients_read_the_metrics_and_leave_no_connection(tmp_path: Path) -> Non
 
 
 def test_the_terminal_of_a_process_is_resized() -> None:
+    # A handler would wait for the end of a sleep that begins just after the signal: sigwait cannot miss it.
     code = (
-        "import os, signal, time\n"
-        "signal.signal(signal.SIGWINCH, lambda *_: print('size', *os.get_terminal_size(), flush=True))\n"
-        "print('ready', flush=True)\nwhile True: time.sleep(60)"
+        "import os, signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])\n"
+        "print('ready', flush=True)\n"
+        "while signal.sigwait([signal.SIGWINCH]): print('size', *os.get_terminal_size(), flush=True)"
     )
     end, other = os.pipe()
     terminal = Terminal([sys.executable, "-I", "-S", "-c", code], dict(os.environ), other)
     os.close(end)
     os.close(other)
-    wait_until(lambda: terminal.last_line == "ready")
-    terminal.resize(77, 5)
-    wait_until(lambda: terminal.last_line == "size 77 5")
-    terminal.process.kill()
-    terminal.process.wait()
-    terminal.close()
+    try:
+        wait_until(lambda: terminal.last_line == "ready")
+        terminal.resize(77, 5)
+        wait_until(lambda: terminal.last_line == "size 77 5")
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        terminal.close()
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
