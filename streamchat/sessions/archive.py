@@ -70,6 +70,8 @@ class Archive:
         self._started: StartedConversation | None = None
         self._is_refused = False
         """Whether the store could not be opened; each turn tries again."""
+        self._works = True
+        """Whether the front ends believe that the store can be opened."""
         self._identities = identities or Identities()
         self.recorder: Recorder | None = None
         """None if nothing is saved."""
@@ -111,16 +113,22 @@ class Archive:
             if required:
                 raise
             _log.warning("nothing will be saved", exc_info=True)
+            self._set_works(False)
             if not self._is_refused:
                 self._emit(ev.Notice(f"This conversation is not saved: {error}", "warning"))
             self._is_refused = time.monotonic() - started < RETRY_S
             return
-        self._is_refused = False
+        self._set_works(True)
         self.recorder = Recorder(store, self._emit)
         self._evicted = EvictedArchive(store.evicted, self._notices.append)
         if self._has_upkeep and store.is_user_database:
             self._upkeep = Upkeep(store, self._emit)
             self._upkeep.start_if_due()
+
+    def _set_works(self, works: bool) -> None:
+        if works != self._works:
+            self._works = works
+            self._emit(ev.SavingChanged(works))
 
     def close(self) -> None:
         """Close the session and the store."""

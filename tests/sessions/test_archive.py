@@ -139,7 +139,10 @@ def test_a_store_that_cannot_be_opened_is_said_or_raised(monkeypatch: pytest.Mon
         desk.archive.open(required=True)
     assert desk.events == []
     desk.archive.open(required=False)
-    assert desk.events == [ev.Notice("This conversation is not saved: the disk is full", "warning")]
+    assert desk.events == [
+        ev.SavingChanged(False),
+        ev.Notice("This conversation is not saved: the disk is full", "warning"),
+    ]
     assert desk.archive.recorder is None
 
 
@@ -161,7 +164,7 @@ def test_a_store_that_refuses_at_once_is_tried_after_each_turn_and_said_once(
         desk.archive.record(STARTED)
         desk.archive.record(finished(number))
     assert desk.open_store.call_count == tries
-    assert len(desk.events) == 1
+    assert [type(event) for event in desk.events] == [ev.SavingChanged, ev.Notice]
     assert desk.calls() == []
 
 
@@ -182,7 +185,10 @@ def test_a_store_that_opens_later_gets_the_conversation_from_its_first_turn(monk
         call.evicted.flush(),
     ]
     assert desk.archive.changed
-    assert desk.events == [ev.Notice("The conversation is saved now, from its first turn on.")]
+    assert desk.events == [
+        ev.SavingChanged(True),
+        ev.Notice("The conversation is saved now, from its first turn on."),
+    ]
     desk.archive.record(finished(2))
     assert desk.open_store.call_count == 2
     assert call.recorder.record(finished(2)) in desk.calls()
@@ -196,7 +202,7 @@ def test_a_conversation_without_a_session_is_not_said_to_be_saved(monkeypatch: p
     desk.archive.start(desk.active)
     desk.events.clear()
     desk.archive.record(finished())
-    assert desk.events == []
+    assert desk.events == [ev.SavingChanged(True)]  # a recorder that fails takes it back
 
 
 def test_a_model_that_was_replaced_is_not_saved_later(monkeypatch: pytest.MonkeyPatch) -> None:

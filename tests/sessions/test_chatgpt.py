@@ -77,6 +77,12 @@ def test_the_shown_path_is_read_and_the_rest_is_counted() -> None:
     assert read.skipped == Counter(dict(zip(named, (2, 1, 1, 1, 1), strict=True)))
 
 
+def test_an_empty_message_is_named_unless_it_is_of_a_kind_that_has_text() -> None:
+    kinds = ("text", "multimodal_text", "computer_output")
+    nodes = {f"n{i}": node(f"n{i - 1}" if i else "root", "assistant", "", kind=kind) for i, kind in enumerate(kinds)}
+    assert conversation_of(chat(**nodes)).skipped == {'"computer_output" message': 1}
+
+
 def test_an_export_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = put(tmp_path, [TRIP, {**TRIP, "title": "Again"}, chat(one=node("root", "user", ""))])
     assert cli.main(["sessions", "import", str(path)]) == ExitCode.STORE

@@ -127,10 +127,13 @@ def test_a_message_without_dangers_stays_as_it_is() -> None:
 def test_what_becomes_of_each() -> None:
     assert contained("# A\n## B\n### C") == "### A\n#### B\n### C"
     assert contained("A\n===") == "A\n\\==="
+    assert contained("A\r===\r\nB") == "A\n\\===\nB"
+    assert contained("```") == "```\n```"
     assert contained("```py\nx") == "```py\nx\n```"
     assert contained("~~~~\nx\n~~~") == "~~~~\nx\n~~~\n~~~~"
     assert contained("a <b>c</b> `<d>`") == "a \\<b>c\\</b> `<d>`"
     assert contained("<!-- x") == "\\<!-- x"
+    assert contained("<div>\nx\n</div>\n\nafter") == "\\<div>\nx\n\\</div>\n\nafter"
     assert contained("[a]: b") == "\\[a]: b"
     assert contained("[^a]: b c") == "\\[^a]: b c"
     assert contained("a\r\nb") == "a\nb"

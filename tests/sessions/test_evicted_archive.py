@@ -391,10 +391,10 @@ def test_bytes_are_the_same_tokens(dtype: torch.dtype) -> None:
     stack = torch.randn(3, 1, 2, 5, 8).to(dtype)
     states = CopiedStates((("keys", (0, 1, 2), stack), ("values", (0, 1, 2), stack * 3)))
     originals = CopiedStates((("original_keys", (0, 1, 2), stack[..., :2, :].float()),))
-    tokens = EvictedTokens(((3, 6), (9, 11)), states, originals, 77)
+    tokens = EvictedTokens(((3, 6), (9, 11)), states, originals, 77, moved=2)
     back = from_bytes(to_bytes(tokens, "native"))
     assert back is not None
-    assert (back.runs, back.position) == (tokens.runs, 77)
+    assert (back.runs, back.position, back.moved) == (tokens.runs, 77, 2)
     assert torch.equal(back.slots.of(1)["values"], states.of(1)["values"])
     assert torch.equal(back.originals.of(2)["original_keys"], originals.of(2)["original_keys"])
     small = from_bytes(to_bytes(tokens, "int8"))

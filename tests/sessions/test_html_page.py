@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from array import array
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -194,11 +195,14 @@ def test_the_edge_of_memory_is_visible() -> None:
 
 
 def test_the_head_names_model_and_settings_but_not_the_machine() -> None:
-    text = export(session("a", "b"), "html")
+    stored = session("a", "b")
+    text = export(stored, "html")
     assert "The &lt;model&gt; (float32), " in text
     assert "<dt>cache_size</dt><dd>64</dd>" in text
     assert "/home/me" not in text
     assert "<dt>device" not in text
+    moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(stored.info.created))
+    assert f'<time datetime="{moment.replace(" ", "T")}">{moment}</time>' in text
 
 
 def test_an_imported_conversation_has_no_memory_yet() -> None:

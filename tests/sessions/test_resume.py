@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ExitCode
+from streamchat.base.errors import CacheError, ExitCode
 from streamchat.base.requests import (
     Compact,
     CountTokens,
@@ -25,6 +25,7 @@ from streamchat.base.requests import (
     Submit,
     Undo,
 )
+from streamchat.cache import checkpoint
 from streamchat.cache.dtype import set_cache_dtype
 from streamchat.config.loader import Configuration
 from streamchat.sessions import snapshot as snapshots
@@ -191,6 +192,20 @@ def test_a_snapshot_in_the_format_of_an_earlier_version_is_restored(database: Pa
         assert chat.wait(ev.ConversationResumed).prefilled == 0
 
 
+def test_a_snapshot_that_the_cache_refuses_is_not_used(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fingerprint is that of the model, but the cache has other layers."""
+    with a_session(database) as (_, session):
+        pass
+
+    def refuse(*_: Any) -> None:
+        raise CacheError("6 layers, and the cache has 3")
+
+    monkeypatch.setattr(checkpoint, "restore", refuse)
+    with running(store=database, session=session) as chat:
+        assert "because its cache was saved with another model" in chat.wait(ev.Notice).text
+        assert chat.wait(ev.ConversationResumed).prefilled > 0
+
+
 def test_a_snapshot_of_another_model_or_dtype_is_not_used(database: Path) -> None:
     with a_session(database) as (_, session):
         pass
@@ -242,6 +257,9 @@ def test_a_snapshot_is_continued_with_keys_of_fewer_bits_and_not_of_more(
 ) -> None:
     with running(loaded_with_cache_in(before), store=database) as chat:
         said(chat, QUESTIONS[:2])
+    (path,) = database.parent.rglob("*.safetensors")
+    form = snapshots.load(path).checkpoint.form
+    assert form is not None
     with running(loaded_with_cache_in(now), store=database, session=session_of(database)) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         if refused:
@@ -252,6 +270,7 @@ def test_a_snapshot_is_continued_with_keys_of_fewer_bits_and_not_of_more(
         assert ("and the model now runs in" in notices) == bool(refused)
         conversation: Any = chat.conversation
         assert conversation.cache.streaming_layers[0].keys.dtype == getattr(torch, now)
+        assert (conversation.cache.form.generation == form.generation) == (before == now)  # else they are rounded
         chat.turn("and now?")
 
 

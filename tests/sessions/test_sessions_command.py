@@ -147,7 +147,7 @@ def test_importing_what_was_exported(capsys: pytest.CaptureFixture[str], tmp_pat
         (b'{"mapping": {}, "title": "t"}', 'line 1: it is JSON, an object with "mapping", "title"; accepted formats: '),
         (b'[\n{"messages": []},\n{"messages": [{"role": "x", "content": ""}]}]', 'line 3: unknown role "x"'),
         (b"\n".join([ONE] * 2), "has 2 conversations; --all imports each as a session, --pick N or --pick TITLE some"),
-        (b"Hello there", "it is plain text, not JSON; nothing was imported"),
+        (b"Hello there", "file.jsonl: it is plain text, not JSON; nothing was imported"),
         (b'{"messages": ["hello"]}', 'line 1: a message needs "role"'),
         (b'{"streamchat": 7}', "unknown format 7; this streamchat reads format 1"),
         (b'{"streamchat": "' + b"x" * 500 + b'"}', 'unknown format "' + "x" * 36 + "...; this streamchat"),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from streamchat.config.loader import ARGUMENT_ORIGIN, SESSION_ORIGIN, Configuration
 from streamchat.config.settings import Settings
 from streamchat.sessions.settings import (
     foreign_model_notice,
+    portable_model_name,
     resumed_configuration,
     sampling_notices,
     valid_settings,
@@ -89,7 +94,31 @@ def test_another_model_has_the_sampling_of_the_start() -> None:
     assert other.origins == {"temperature": "config.toml", "cache_size": f"{SESSION_ORIGIN}abc"}
 
 
+def test_sampling_that_was_changed_in_the_chat_stays_with_another_model() -> None:
+    start = Configuration(Settings(), {})
+    resumed = resumed_configuration(start, info(temperature=0.25))
+    origins = {**resumed.origins, "min_p": "chat"}
+    changed = replace(resumed, settings=replace(resumed.settings, min_p=0.5), origins=origins)
+    other = without_session_sampling(changed, start)
+    assert (other.settings.min_p, other.settings.temperature) == (0.5, Settings().temperature)
+    assert other.origins == {"min_p": "chat"}
+
+
 def test_the_name_that_a_file_shows_for_a_model_is_told() -> None:
     text = "the imported session abc names the model {}, which was never used for it here"
     assert foreign_model_notice(info(), "hub/model") == text.format("hub/model (displayed as “Shown”)")
     assert foreign_model_notice(info(), "Shown") == text.format("Shown")
+
+
+def test_a_folder_is_saved_as_an_absolute_path_and_a_name_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a session resumes in any working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "mine.gguf").write_bytes(b"GGUF")
+    assert portable_model_name("./mine") == str(tmp_path / "mine")
+    assert portable_model_name("mine.gguf") == str(tmp_path / "mine.gguf")
+    for name in ("default", "owner/name", "no such model"):
+        assert portable_model_name(name) == name

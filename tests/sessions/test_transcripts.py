@@ -14,8 +14,8 @@ from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.cli import main as cli
 from streamchat.replay.script import read_scripts
 from streamchat.sessions.transcripts.formats import FORMATS, KINDS, unknown
-from streamchat.sessions.transcripts.imported import read_sessions
-from streamchat.sessions.transcripts.messages import TranscriptError, message_of
+from streamchat.sessions.transcripts.imported import ImportedSession, read_sessions
+from streamchat.sessions.transcripts.messages import Message, Transcript, TranscriptError, message_of
 from streamchat.sessions.transcripts.values import Record, read_records
 from streamchat.store.store import Store
 
@@ -180,6 +180,12 @@ def test_records_know_their_lines() -> None:
     assert read_records("plain") is None
 
 
+def test_a_message_that_cannot_be_used_is_said_with_its_line(tmp_path: Path) -> None:
+    late = {"messages": [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "Hello"}]}
+    path = put(tmp_path, "\n".join([json.dumps(PARTS), "", json.dumps(late)]))
+    assert said(path)[1] == [":3: it starts with an assistant message, which was skipped"]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -224,6 +230,33 @@ def test_pictures_are_named_by_an_import_and_refuse_a_script(
     with Store() as store:
         [turn] = store.load(store.find("last").id).turns
     assert turn.text == "What is it?\n[image]\n[image]\n[audio recording]"
+
+
+def test_messages_without_replies_are_not_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = put(tmp_path, '{"turns": ["What is it?", "And why?"]}\n')
+    assert cli.main(["sessions", "import", str(path)]) == ExitCode.STORE
+    assert "it has only user messages" in capsys.readouterr().err
+
+
+def test_every_kind_of_part_without_text_is_named(tmp_path: Path) -> None:
+    kinds = ["image_url", "input_image", "image", "input_audio", "audio", "file", "input_file"]
+    rows = [{"role": "user", "content": [{"type": kind} for kind in kinds]}, {"role": "assistant", "content": "A"}]
+    [session] = read_sessions(put(tmp_path, json.dumps({"messages": rows})))
+    names = ["image", "image", "image", "audio recording", "audio recording", "file", "file"]
+    assert session.turns[0].text.split("\n") == [f"[{name}]" for name in names]
+    assert session.skipped == {"image": 3, "audio recording": 2, "file": 2}
+
+
+@pytest.mark.parametrize("name", ["assistant", "gpt", "chatgpt", "bing", "bard", "model"])
+def test_every_name_of_the_model_is_known(name: str) -> None:
+    assert message_of({"from": name, "value": "Paris."}) == Message("assistant", "Paris.")
+
+
+def test_a_session_without_any_word_for_its_title_is_called_imported(tmp_path: Path) -> None:
+    rows = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "A"}]
+    assert ImportedSession(Transcript([Message("user", "Hello")]), "").title == "imported"
+    [session] = read_sessions(put(tmp_path, json.dumps({"title": " \t", "messages": rows}), "talk.json"))
+    assert session.title == "talk"
 
 
 def test_the_times_of_messages_are_kept(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def html_page(session: StoredSession) -> str:
 
     info = session.info
     source = (resources.files("streamchat.sessions.transcripts") / "page.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     has_cache = not info.is_imported
     runs = token_runs(session) if has_cache else []
     page = environment.from_string(source).render(
