@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,36 @@ class Tab(AppService):
     Args:
         command: Shell command that runs the app.
         on_session: Called with the id of the saved session, or None when the conversation has none (any more).
+        write_bytes: Sends bytes to the page.
+        write_str: Sends text to the page.
         rest: Passed on to `AppService`.
     """
 
-    def __init__(self, command: str, on_session: Callable[[str | None], None], **rest: Any) -> None:
-        super().__init__(command, **rest)
+    def __init__(
+        self,
+        command: str,
+        on_session: Callable[[str | None], None],
+        write_bytes: Callable[[bytes], Awaitable[None]],
+        write_str: Callable[[str], Awaitable[None]],
+        **rest: Any,
+    ) -> None:
+        super().__init__(
+            command, write_bytes=_unless_page_left(write_bytes), write_str=_unless_page_left(write_str), **rest
+        )
         self._on_session = on_session
         self.has_drawn = False
         """Whether the app has started."""
 
     async def run(self) -> None:
-        """Run the process, then close the connection of the page."""
+        """Run the process until it has exited, then close the connection of the page.
+
+        It closes its output first, and exits when its conversation is saved.
+        """
         await super().run()
+        if _is_cancelled():
+            return
+        assert self._process is not None
+        await self._process.communicate()
         await self.remote_close()
 
     async def on_data(self, payload: bytes) -> None:
@@ -59,6 +77,25 @@ class Tab(AppService):
             self._on_session(message["session"])
         else:
             await super().on_meta(data)
+
+
+def _unless_page_left(write: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    """Return `write`, which does nothing when the page has left: what the process still draws must be read anyway.
+
+    Otherwise the process would wait for a reader, and could not save and exit.
+    """
+
+    async def write_or_drop(data: Any) -> None:
+        with suppress(ConnectionError):
+            await write(data)
+
+    return write_or_drop
+
+
+def _is_cancelled() -> bool:
+    """Whether the current task was cancelled; `AppService.run` only returns then."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 @dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +13,7 @@ import pytest
 
 pytest.importorskip("textual_serve")
 
-from aiohttp import ClientWebSocketResponse, WSMsgType
+from aiohttp import ClientConnectionResetError, ClientWebSocketResponse, WSMsgType
 from aiohttp.test_utils import TestClient, TestServer
 
 from streamchat.web import server as web_server
@@ -183,3 +185,54 @@ async def test_the_app_reports_its_session_to_the_server_and_not_to_the_page() -
     assert not tab.has_drawn
     await tab.on_data(b"text")
     assert tab.has_drawn
+
+
+PROGRAM = """
+import json, os, sys, time
+out = sys.stdout.buffer
+packet = lambda kind, data: out.write(kind + len(data).to_bytes(4, "big") + data)
+out.write(b"__GANGLION__\\n")
+for _ in range(64):  # more than a pipe holds
+    packet(b"D", bytes(65536))
+packet(b"M", json.dumps({"type": "open_url", "url": "", "new_tab": True}).encode())
+packet(b"M", json.dumps({"type": "session", "session": "abc123"}).encode())
+out.flush()
+os.close(1)
+time.sleep(0.5)  # saves
+sys.stderr.write("." * 200_000)
+open(sys.argv[1], "w").close()
+"""
+"""An app that draws, closes its output, saves, and exits."""
+
+
+async def test_a_tab_whose_page_has_left_ends_when_its_process_has_exited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def write(data: Any) -> None:
+        raise ClientConnectionResetError("Cannot write to closing transport")
+
+    async def close() -> None:
+        closed.append(saved.exists())
+
+    class Downloads:
+        async def cancel_app_downloads(self, app_service_id: str) -> None:
+            """Has none."""
+
+    program, saved = tmp_path / "program.py", tmp_path / "saved"
+    program.write_text(PROGRAM.replace('"session", ', f'"{SESSION_META}", '))
+    closed, seen = list[bool](), list[str | None]()
+    tab = tabs.Tab(
+        shlex.join([sys.executable, "-I", "-S", str(program), str(saved)]),
+        seen.append,
+        write_bytes=write,
+        write_str=write,
+        close=close,
+        download_manager=Downloads(),
+    )
+    await tab.start(80, 24)
+    async with asyncio.timeout(60):
+        await tab.stop()
+    assert saved.exists()
+    assert seen == ["abc123"]
+    assert closed[-1]
+    assert "Traceback" not in "".join(capsys.readouterr())
