@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,34 @@ def test_a_driver_that_crashes_is_told_with_its_program_and_the_others_go_on(fol
     crashes = [fault.what for fault in faults if "status" in fault.what]
     assert len(crashes) > 1
     assert all("driver: access at byte" in what for what in crashes)
+
+
+SLOW = """
+import os, pathlib, struct, sys
+programs, results, first = sys.argv[1:]
+tries = pathlib.Path(sys.argv[0] + ".tries")
+tries.write_text(tries.read_text() + first if tries.exists() else first)
+with open(results, "ab") as file:
+    for number in range(int(first), 3):
+        if number == 1 and len(tries.read_text()) <= SLOW_TRIES:
+            sys.exit("driver: signal 14 at (nil) in program 1")
+        file.write(struct.pack("<3q", number, 0, 0))
+"""
+"""A driver whose second program is too slow a few times."""
+
+
+@pytest.mark.parametrize(("slow_tries", "tries"), [(0, "0"), (1, "01"), (2, "012"), (9, "012")])
+def test_a_program_that_is_too_slow_gets_a_second_try(
+    slow_tries: int, tries: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.kernel_programs.runner._faults", lambda *_: ())
+    monkeypatch.setattr("tools.kernel_programs.memory.Memory.returned_size", lambda _: 0)
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW.replace("SLOW_TRIES", str(slow_tries)))
+    batch = Batch.write(3, range(10, 13), tmp_path)
+    found = list(batch.run("slow", [sys.executable, "-I", "-S", str(slow)], tmp_path))
+    assert (tmp_path / "slow.py.tries").read_text() == tries
+    assert found == [Fault("slow", 11, "status 1: driver: signal 14 at (nil) in program 1")] * (slow_tries > 1)
 
 
 @pytest.mark.slow
