@@ -178,9 +178,9 @@ def test_any_message_can_be_sent_and_no_file_is_lost_silently(message: str) -> N
 
 def test_a_long_message_with_many_signs_is_quick() -> None:
     text = "@a的" * 20_000 + "`@x` " * 20_000 + "``` @y " * 1_000
-    began = time.perf_counter()
+    began = time.process_time()
     assert mentions.expand(text).text == text
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_backslash_keeps_an_at_sign() -> None:

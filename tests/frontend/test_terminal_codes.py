@@ -117,6 +117,6 @@ def test_an_address_in_pieces_is_one_link() -> None:
 
 
 def test_brackets_without_end_take_no_time() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert list(find_addresses("https://a.b/" + ")" * 200_000)) == [(0, 12)]
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5

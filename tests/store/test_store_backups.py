@@ -178,9 +178,7 @@ def test_writes_go_on_while_a_backup_is_made(path: Path, monkeypatch: pytest.Mon
         def look() -> bool:
             nonlocal looks
             looks += 1
-            started = time.monotonic()
-            store.write(session, turns=[a_turn(40 + looks, "meanwhile")])
-            assert time.monotonic() - started < 5
+            store.write(session, turns=[a_turn(40 + looks, "meanwhile")])  # fails if the backup holds a lock
             return False
 
         made = back_up_daily(path, look)
