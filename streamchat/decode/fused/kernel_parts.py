@@ -101,6 +101,73 @@ def summed(
 
 
 @triton.jit
+def matrix_of(block, first, second, third, second_at, third_at, MATRICES: tl.constexpr, ROWS: tl.constexpr):
+    """Return what a program multiplies with: its block of ROWS rows in a matrix, the matrix, and its results.
+
+    first, second, third: the rows of up to three matrices, which are multiplied together. `second_at` and `third_at`:
+    where the second and third begin, after the first. Returns the number of the block in its matrix, where the matrix
+    begins, its first result, and its rows.
+    """
+    begin = second_at * 0
+    first_result = first * 0
+    count = first
+    if MATRICES > 1:
+        blocks = tl.cdiv(first, ROWS)
+        second_blocks = tl.cdiv(second, ROWS)
+        in_second = block >= blocks
+        begin = tl.where(in_second, second_at, begin)
+        first_result = tl.where(in_second, first, first_result)
+        count = tl.where(in_second, second, first)
+        block = tl.where(in_second, block - blocks, block)
+        if MATRICES > 2:
+            in_third = in_second & (block >= second_blocks)
+            begin = tl.where(in_third, third_at, begin)
+            first_result = tl.where(in_third, first + second, first_result)
+            count = tl.where(in_third, third, count)
+            block = tl.where(in_third, block - second_blocks, block)
+    return block, begin, first_result, count
+
+
+@triton.jit
+def summed_moments(
+    x,
+    added,
+    more,
+    weight,
+    bias,
+    added_mean,
+    added_factor,
+    scale,
+    columns,
+    eps,
+    HAS_ADDED: tl.constexpr,
+    HAS_MORE: tl.constexpr,
+    ADDED_NORM: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return mean and factor of the LayerNorm of the row that `summed` returns."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for k in range(0, columns, BLOCK):
+        c = k + tl.arange(0, BLOCK)
+        total += summed(
+            x, added, more, weight, bias, added_mean, added_factor, scale, c, c < columns,
+            HAS_ADDED, HAS_MORE, ADDED_NORM, HAS_BIAS,
+        )  # fmt: skip
+    mean = tl.sum(total, 0) / columns
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for k in range(0, columns, BLOCK):
+        c = k + tl.arange(0, BLOCK)
+        part = summed(
+            x, added, more, weight, bias, added_mean, added_factor, scale, c, c < columns,
+            HAS_ADDED, HAS_MORE, ADDED_NORM, HAS_BIAS,
+        )  # fmt: skip
+        part = tl.where(c < columns, part - mean, 0.0)
+        squares += part * part
+    return mean, 1.0 / tl.sqrt(tl.sum(squares, 0) / columns + eps)
+
+
+@triton.jit
 def finish(
     y,
     gated,

@@ -13,10 +13,12 @@ from streamchat.decode.fused.kernel_parts import (
     LAYER_NORM,
     RMS_NORM,
     finish,
+    matrix_of,
     moments,
     normalized,
     prepared,
     summed,
+    summed_moments,
     tanh,
 )
 
@@ -88,24 +90,7 @@ def multiply(
     """
     block = tl.program_id(0)
     is_first_program = block == 0
-    offset = second * 0
-    first_result = rows * 0
-    if MATRICES > 1:
-        blocks = tl.cdiv(rows, ROWS)
-        second_blocks = tl.cdiv(second_rows, ROWS)
-        in_second = block >= blocks
-        offset = tl.where(in_second, second, offset)
-        first_result = tl.where(in_second, rows, first_result)
-        count = tl.where(in_second, second_rows, rows)
-        block = tl.where(in_second, block - blocks, block)
-        if MATRICES > 2:
-            in_third = in_second & (block >= second_blocks)
-            offset = tl.where(in_third, third, offset)
-            first_result = tl.where(in_third, rows + second_rows, first_result)
-            count = tl.where(in_third, third_rows, count)
-            block = tl.where(in_third, block - second_blocks, block)
-    else:
-        count = rows
+    block, offset, first_result, count = matrix_of(block, rows, second_rows, third_rows, second, third, MATRICES, ROWS)
     row = block * ROWS + tl.arange(0, ROWS)
     is_row = row < count
     column = tl.arange(0, BLOCK)[None, :]
@@ -126,24 +111,10 @@ def multiply(
     mean = 0.0
     factor = 1.0
     if NORM == LAYER_NORM:
-        total = tl.zeros((BLOCK,), tl.float32)
-        for k in range(0, columns, BLOCK):
-            c = k + tl.arange(0, BLOCK)
-            total += summed(
-                x, added, more, added_weight, added_bias, added_mean, added_factor, added_scale, c, c < columns,
-                HAS_ADDED, HAS_MORE, ADDED_NORM, HAS_ADDED_BIAS,
-            )  # fmt: skip
-        mean = tl.sum(total, 0) / columns
-        squares = tl.zeros((BLOCK,), tl.float32)
-        for k in range(0, columns, BLOCK):
-            c = k + tl.arange(0, BLOCK)
-            part = summed(
-                x, added, more, added_weight, added_bias, added_mean, added_factor, added_scale, c, c < columns,
-                HAS_ADDED, HAS_MORE, ADDED_NORM, HAS_ADDED_BIAS,
-            )  # fmt: skip
-            part = tl.where(c < columns, part - mean, 0.0)
-            squares += part * part
-        factor = 1.0 / tl.sqrt(tl.sum(squares, 0) / columns + eps)
+        mean, factor = summed_moments(
+            x, added, more, added_weight, added_bias, added_mean, added_factor, added_scale, columns, eps,
+            HAS_ADDED, HAS_MORE, ADDED_NORM, HAS_ADDED_BIAS, BLOCK,
+        )  # fmt: skip
 
     products = tl.zeros((ROWS, BLOCK), tl.float32)
     gates = tl.zeros((ROWS, BLOCK), tl.float32)

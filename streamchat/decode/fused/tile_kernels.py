@@ -5,7 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from streamchat.decode.fused.kernel_parts import LAYER_NORM, RMS_NORM, finish, moments, normalized, summed
+from streamchat.decode.fused.kernel_parts import (
+    LAYER_NORM,
+    RMS_NORM,
+    finish,
+    matrix_of,
+    moments,
+    normalized,
+    summed,
+    summed_moments,
+)
 from streamchat.kernels import operations
 
 SCALE_MIN = tl.constexpr(operations.SCALE_MIN)
@@ -127,23 +136,7 @@ def multiply_tiles(
         tl.extra.cuda.gdc_wait()
     block = tl.program_id(0)
     is_first_program = block == 0
-    offset = second * 0
-    first_result = rows * 0
-    count = rows
-    if MATRICES > 1:
-        blocks = tl.cdiv(rows, TILE)
-        second_blocks = tl.cdiv(second_rows, TILE)
-        in_second = block >= blocks
-        offset = tl.where(in_second, second, offset)
-        first_result = tl.where(in_second, rows, first_result)
-        count = tl.where(in_second, second_rows, rows)
-        block = tl.where(in_second, block - blocks, block)
-        if MATRICES > 2:
-            in_third = in_second & (block >= second_blocks)
-            offset = tl.where(in_third, third, offset)
-            first_result = tl.where(in_third, rows + second_rows, first_result)
-            count = tl.where(in_third, third_rows, count)
-            block = tl.where(in_third, block - second_blocks, block)
+    block, offset, first_result, count = matrix_of(block, rows, second_rows, third_rows, second, third, MATRICES, TILE)
     start = offset + block.to(tl.int64) * stride
 
     STATISTICS: tl.constexpr = 1024
@@ -154,24 +147,10 @@ def multiply_tiles(
     mean = 0.0
     factor = 1.0
     if NORM == LAYER_NORM:
-        total = tl.zeros((STATISTICS,), tl.float32)
-        for k in range(0, columns, STATISTICS):
-            c = k + tl.arange(0, STATISTICS)
-            total += summed(
-                x, added, more, added_weight, added_bias, added_mean, added_factor, added_scale, c, c < columns,
-                HAS_ADDED, HAS_MORE, ADDED_NORM, HAS_ADDED_BIAS,
-            )  # fmt: skip
-        mean = tl.sum(total, 0) / columns
-        squares = tl.zeros((STATISTICS,), tl.float32)
-        for k in range(0, columns, STATISTICS):
-            c = k + tl.arange(0, STATISTICS)
-            part = summed(
-                x, added, more, added_weight, added_bias, added_mean, added_factor, added_scale, c, c < columns,
-                HAS_ADDED, HAS_MORE, ADDED_NORM, HAS_ADDED_BIAS,
-            )  # fmt: skip
-            part = tl.where(c < columns, part - mean, 0.0)
-            squares += part * part
-        factor = 1.0 / tl.sqrt(tl.sum(squares, 0) / columns + eps)
+        mean, factor = summed_moments(
+            x, added, more, added_weight, added_bias, added_mean, added_factor, added_scale, columns, eps,
+            HAS_ADDED, HAS_MORE, ADDED_NORM, HAS_ADDED_BIAS, STATISTICS,
+        )  # fmt: skip
 
     # (groups, words of a group, rows)
     CODES: tl.constexpr = 2 if BITS == 8 else 8
