@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from streamchat.cli import parser
 from streamchat.config import keymap
@@ -22,7 +21,7 @@ from streamchat.config.settings import default_of, setting_fields, settings_by_m
 from streamchat.conversation.loops import LONGEST, REPEATS, TOKENS
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.models.catalogue import SAMPLING
-from tools.man_page import man_page
+from tools.man_page import man_page, usage
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -248,7 +247,7 @@ def _of(each: argparse.ArgumentParser, name: str, level: int = 2) -> Iterator[st
         elif action.dest in setting_fields() and action.default is argparse.SUPPRESS:
             settings.append(f"`{flag_of(action.dest)}`")
         elif action.dest != "help" and action.help is not argparse.SUPPRESS:
-            rows.append(f"| `{_usage(action)}` | {_cell((action.help or '').replace('%%', '%'))} |")
+            rows.append(f"| `{usage(action)}` | {_cell((action.help or '').replace('%%', '%'))} |")
     if rows:
         yield from ["", "| argument | meaning |", "| --- | --- |", *rows]
     if settings:
@@ -260,17 +259,6 @@ def _of(each: argparse.ArgumentParser, name: str, level: int = 2) -> Iterator[st
             lower.description = lower.description or f"{str(about)[:1].upper()}{str(about)[1:]}."
             yield ""
             yield from _of(lower, f"{name} {word}", level + 1)
-
-
-def _usage(action: argparse.Action) -> str:
-    value: Any = action.metavar or (
-        f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest.upper()
-    )
-    several = {"?": f"[{value}]", "*": f"[{value} ...]", "+": f"{value} [{value} ...]"}.get(str(action.nargs), value)
-    if not action.option_strings:
-        return str(several)
-    flag = ", ".join(action.option_strings)
-    return flag if action.nargs == 0 else f"{flag} {several}"
 
 
 def _cell(text: str) -> str:

@@ -106,10 +106,11 @@ def _flags(actions: Iterable[argparse.Action]) -> Iterator[str]:
     for action in actions:
         is_shown = action.dest != "help" and action.help is not argparse.SUPPRESS
         if is_shown and not isinstance(action, argparse._SubParsersAction):
-            yield from _entry(_usage(action), (action.help or "").replace("%%", "%"))
+            yield from _entry(usage(action), (action.help or "").replace("%%", "%"))
 
 
-def _usage(action: argparse.Action) -> str:
+def usage(action: argparse.Action) -> str:
+    """Return how an argument is written: its flags and its value."""
     value: Any = action.metavar or (
         f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest.upper()
     )
