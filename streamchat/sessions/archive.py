@@ -293,12 +293,13 @@ class Archive:
         assert self.recorder is not None
         saved = captured(session, active.conversation, self._identities.of(active))
         store = self.recorder.store
+        path = store.snapshot_path(session)
 
         def write() -> None:
             if store.is_replaced:  # which a failing write reports
                 _log.warning("no snapshot: the database of the session %s was deleted or replaced", session)
             else:
-                save(store.snapshot_path(session), saved)
+                save(path, saved)
 
         return write
 
