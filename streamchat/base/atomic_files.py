@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 PRIVATE = 0o600
 """Mode of a file that only the user can read."""
+PARTIAL = ".part"
+"""Ending of the names of unfinished files."""
 SHARED = 0o666
 """Mode of a file for others, too; the umask applies."""
 _WRITABLE = "make its folder writable, or choose another folder with STREAMCHAT_HOME"
@@ -89,13 +91,21 @@ def atomic_write(target: Path, *, durable: bool, mode: int = PRIVATE) -> Iterato
         _remove_all(target.parent, partial.name)
 
 
-def _remove_all(folder: Path, start: str) -> None:
-    """Delete the files whose names begin with `start`: an unfinished file and, if it is a database, its journal."""
+def _remove_all(folder: Path, start: str, part: str = "") -> None:
+    """Delete the files whose names begin with `start` and contain `part` behind it.
+
+    These are unfinished files and, if they are databases, their journals.
+    """
     with suppress(OSError):
         for name in os.listdir(folder):  # `glob` would compile a pattern for each file that is written, and keep it
-            if name.startswith(start):
+            if name.startswith(start) and part in name[len(start) :]:
                 with suppress(OSError):
                     os.unlink(folder / name)
+
+
+def remove_partial(target: Path) -> None:
+    """Delete unfinished contents of `target` that a killed process left; no other process may be writing it."""
+    _remove_all(target.parent, f".{target.name}.", PARTIAL)
 
 
 def write_text(target: Path, text: str, *, durable: bool, mode: int = PRIVATE) -> None:
@@ -183,4 +193,4 @@ def _give_new_name(partial: Path, target: Path) -> None:
 
 def _partial(target: Path) -> Path:
     """Return an unused name for the unfinished contents of `target`."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")

@@ -22,6 +22,7 @@ from streamchat.base.progress import Progress
 
 MANIFEST = "streamchat.json"
 POLL_S = 0.1
+_BUILDING = ".building-"
 DISK_ERRORS = {*ADVICE, errno.EACCES, errno.EPERM}
 
 
@@ -99,19 +100,31 @@ def _build(target: Path, build: Callable[[Path], Mapping[str, Any]]) -> None:
 
 
 def _prefix(target: Path) -> str:
-    return f".building-{target.name}-"
+    return f"{_BUILDING}{target.name}-"
 
 
 def _remove_stale(target: Path) -> None:
-    # Called only under the lock: the processes that created these have exited.
-    for path in target.parent.glob(_prefix(target) + "*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove the unfinished folders of killed processes, also those of other targets, which may never be built again.
+
+    Called under the lock of `target`. The lock of another target is free if no process is building it.
+    """
+    for path in target.parent.glob(f"{_BUILDING}*"):
+        other = target.with_name(path.name.removeprefix(_BUILDING).rpartition("-")[0])
+        if other == target:
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(filelock.Timeout), _lock(other).acquire(blocking=False):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(target: Path) -> filelock.BaseFileLock:
+    return filelock.FileLock(target.parent / f".{target.name}.lock")
 
 
 @contextlib.contextmanager
 def _exclusive(target: Path, what: str, progress: Progress) -> Iterator[None]:
     """Hold the lock of `target`. While another process holds it, call `progress`, which may cancel."""
-    lock = filelock.FileLock(target.parent / f".{target.name}.lock")
+    lock = _lock(target)
     while True:
         try:
             lock.acquire(blocking=False)

@@ -292,8 +292,16 @@ class Archive:
 
         assert self.recorder is not None
         saved = captured(session, active.conversation, self._identities.of(active))
-        path = self.recorder.store.snapshot_path(session)
-        return lambda: save(path, saved)
+        store = self.recorder.store
+        path = store.snapshot_path(session)
+
+        def write() -> None:
+            if store.is_replaced:  # which a failing write reports
+                _log.warning("no snapshot: the database of the session %s was deleted or replaced", session)
+            else:
+                save(path, saved)
+
+        return write
 
     def _write_snapshot(self, session: str, save: Callable[[], object]) -> None:
         try:

@@ -183,8 +183,9 @@ class Recorder:
         return self.session is not None and not self._is_pending
 
     def flush(self) -> None:
-        """Retry writes that failed earlier."""
+        """Retry writes that failed earlier, and wait for a database that another program keeps locked."""
         if self._conversation is not None and self.session is not None and self._is_pending:
+            self.store.be_patient()
             self._try_write(self._write)
 
     # --- events -------------------------------------------------------------------------------------------------

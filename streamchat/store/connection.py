@@ -15,6 +15,9 @@ from pathlib import Path
 from streamchat.store.failures import is_busy
 
 BUSY_TIMEOUT_S = 10.0
+"""How long a write waits while another program keeps the database locked."""
+BLOCKED_TIMEOUT_S = 0.05
+"""The same after a write has waited in vain, until one succeeds: a program that is stopped must not stop a chat."""
 LOG_BYTES = 4_000_000
 """Size to which the write-ahead log shrinks once it is checkpointed. SQLite checkpoints it at 1,000 pages, about this
 size, but while another program reads, it grows."""
@@ -63,6 +66,11 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             if not is_busy(error) or time.monotonic() > end:
                 raise
             time.sleep(0.02)
+
+
+def set_busy_timeout(connection: sqlite3.Connection, seconds: float) -> None:
+    """Change how long the connection waits for locks."""
+    connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
 
 def read_schema(connection: sqlite3.Connection) -> None:

@@ -21,10 +21,19 @@ from hashlib import blake2b
 from pathlib import Path
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import remove_partial
 from streamchat.base.errors import StoreError
 from streamchat.store.backup import back_up_before_migration
-from streamchat.store.connection import connect, create_private, read_schema, transaction
-from streamchat.store.failures import as_store_errors
+from streamchat.store.connection import (
+    BLOCKED_TIMEOUT_S,
+    BUSY_TIMEOUT_S,
+    connect,
+    create_private,
+    read_schema,
+    set_busy_timeout,
+    transaction,
+)
+from streamchat.store.failures import as_store_errors, is_busy
 from streamchat.store.schema import migrate
 from streamchat.store.users import UserLock
 
@@ -84,10 +93,14 @@ class Database:
         self._process = os.getpid()
         self._writing, self._reading = threading.RLock(), threading.RLock()
         self._reader: sqlite3.Connection | None = None
+        self._is_blocked = False
+        """Whether the latest write has waited for another program in vain."""
         with as_store_errors(path), ExitStack() as undo:
             paths.private_dir(path.parent)
             self._in_use = UserLock(path)
             undo.callback(self._in_use.release)
+            if self._in_use.is_held:  # so nobody is restoring a backup
+                remove_partial(path)
             create_private(path)
             self.writer = connect(path)
             undo.callback(self.writer.close)
@@ -109,7 +122,7 @@ class Database:
             StoreError: The file fails, or was replaced since it was opened.
         """
         with self._reading, as_store_errors(self.path):
-            self._check()
+            self.check()
             if self._reader is None:
                 with _registry:  # no other connection is opened meanwhile
                     self._reader = connect(self.path)
@@ -126,23 +139,44 @@ class Database:
         """Yield the write connection, in a transaction that is on the disk when the block ends.
 
         Raises:
-            StoreError: The file fails, or was replaced since it was opened.
+            StoreError: The file fails, is locked by another program, or was replaced since it was opened.
         """
         with self._writing, as_store_errors(self.path):
-            self._check()
-            with transaction(self.writer):
-                yield self.writer
-            self._check()
+            self.check()
+            try:
+                with transaction(self.writer):
+                    yield self.writer
+            except sqlite3.OperationalError as error:
+                if is_busy(error):
+                    self._set_blocked(True)
+                raise
+            self._set_blocked(False)
+            self.check()
+
+    def be_patient(self) -> None:
+        """Let the next write wait as long as the first one that another program blocked."""
+        with self._writing:
+            self._set_blocked(False)
+
+    def _set_blocked(self, is_blocked: bool) -> None:
+        if is_blocked != self._is_blocked:
+            self._is_blocked = is_blocked
+            set_busy_timeout(self.writer, BLOCKED_TIMEOUT_S if is_blocked else BUSY_TIMEOUT_S)
 
     @contextmanager
     def exclusive(self) -> Iterator[sqlite3.Connection]:
         """Yield the write connection, outside of a transaction, while no other thread uses the database."""
         with self._writing, self._reading, as_store_errors(self.path):
-            self._check()
+            self.check()
             read_schema(self.writer)
             yield self.writer
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Check that this process may use the file.
+
+        Raises:
+            StoreError: It was opened by another process, or was deleted or replaced.
+        """
         if self._process != os.getpid():
             raise StoreError(f"{self.path} was opened by another process; open it again")
         if self._files.missing():

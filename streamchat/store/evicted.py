@@ -108,6 +108,7 @@ class EvictedPages:
         Raises:
             StoreError: It cannot be written.
         """
+        self._database().check()  # the folder of a deleted database is not created again
         path = self.folder(session)
         try:
             number = self._file_for(session, file_bytes)

@@ -73,11 +73,11 @@ def remove_orphans(connection: sqlite3.Connection, folder: Path) -> None:
     Raises:
         OSError: A file cannot be deleted.
     """
-    known = {row[0] for row in connection.execute("SELECT id FROM sessions").fetchall()}
     try:
-        names = os.listdir(folder)
+        names = os.listdir(folder)  # first: a session that begins meanwhile is no orphan
     except FileNotFoundError:
         return
+    known = {row[0] for row in connection.execute("SELECT id FROM sessions").fetchall()}
     orphans = [name for name in names if name.lstrip(".").partition(".")[0] not in known]
     for name in orphans:
         (folder / name).unlink(missing_ok=True)

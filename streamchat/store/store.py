@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import MissingSessionError, SessionError, StoreError
-from streamchat.store.database import Database, acquire, database_path, release
+from streamchat.store.database import Database, acquire, database_identity, database_path, release
 from streamchat.store.evicted import EvictedPages
 from streamchat.store.failures import as_store_errors, reads_rows
 from streamchat.store.forks import Fork, adopt_children, insert_fork
@@ -58,6 +58,7 @@ class Store:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or database_path()
         self._database: Database | None = acquire(self.path)
+        self._identity = database_identity(self.path)
         self.evicted = EvictedPages(self.path.parent / "evicted", lambda: self._open)
         """Keys and values of evicted tokens."""
 
@@ -87,6 +88,15 @@ class Store:
         with self._open.read() as connection:
             return connection.execute(sql, values).fetchall()
 
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the file was deleted or replaced since this store was opened, also after it was closed."""
+        return database_identity(self.path) != self._identity
+
+    def be_patient(self) -> None:
+        """Let the next write wait for other programs, although one has waited in vain."""
+        self._open.be_patient()
+
     def snapshot_path(self, session: str) -> Path:
         """Return the path of a session's cache snapshot, whether it exists or not."""
         return self.path.parent / "snapshots" / f"{session}.safetensors"
@@ -113,8 +123,16 @@ class Store:
         Raises:
             SessionError: The session does not exist, or another process has locked it.
         """
-        info = self.find(name)
-        return info, SessionLock(self.lock_folder, info.id, info.opened_by)
+        return self._lock_found(self.find(name))
+
+    def _lock_found(self, found: SessionInfo) -> tuple[SessionInfo, SessionLock]:
+        """Lock a session; return it as it is now, since whoever had it locked may have changed or deleted it."""
+        lock = SessionLock(self.lock_folder, found.id, found.opened_by)
+        try:
+            return self._info(found.id), lock
+        except BaseException:
+            lock.release()
+            raise
 
     def owns(self, session: str) -> bool:
         """Return whether a session that is locked may be written."""
@@ -253,9 +271,13 @@ class Store:
 
         Raises:
             ConfigError: `text` is not a title.
+            MissingSessionError: The session was deleted.
         """
         title = checked_title(text)
-        self._write("UPDATE sessions SET title = ? WHERE id = ?", title, session)
+        with self._open.write() as connection:
+            changed = connection.execute("UPDATE sessions SET title = ? WHERE id = ?", (title, session)).rowcount
+        if not changed:
+            raise _missing(session)
         return title
 
     def delete(self, session: str) -> bool:
@@ -338,7 +360,13 @@ class Store:
             raise SessionError(f"several sessions start with {name!r} ({ids}); give more of the id")
         if name == "last":
             raise SessionError("no session is saved yet; start one with `streamchat`")
-        raise MissingSessionError(f"no saved session has the id {name!r}; `streamchat sessions` lists them")
+        raise _missing(name)
+
+    @reads_rows
+    def _info(self, session: str) -> SessionInfo:
+        for row in self._read(f"{_INFO} WHERE s.id = ?", session):
+            return info_of(row)
+        raise _missing(session)
 
     @reads_rows
     def sessions_with_message(self, text: str, limit: int) -> list[str]:
@@ -378,7 +406,7 @@ class Store:
                 "SELECT * FROM evictions WHERE session = ? ORDER BY id", (session,)
             ).fetchall()
         if row is None:
-            raise MissingSessionError(f"no saved session has the id {session!r}; `streamchat sessions` lists them")
+            raise _missing(session)
         return session_of(row, turns, evictions)
 
     @reads_rows
@@ -446,3 +474,7 @@ class Store:
             for row in rows
         ]
         return without_copies(found, here)[:limit]
+
+
+def _missing(name: str) -> MissingSessionError:
+    return MissingSessionError(f"no saved session has the id {name!r}; `streamchat sessions` lists them")

@@ -52,6 +52,11 @@ class UserLock:
             return
         self._handle = handle
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the file system has such locks, and this is one."""
+        return self._handle is not None
+
     def release(self) -> None:
         """Release the lock."""
         if self._handle is not None:

@@ -32,6 +32,7 @@ class Desk:
         self.store, self.recorder, self.evicted = self.made.store, self.made.recorder, self.made.evicted
         self.upkeep, self.identities = self.made.upkeep, Mock()
         self.store.is_user_database = True
+        self.store.is_replaced = False
         self.recorder.store, self.recorder.session = self.store, "s1"
         self.identities.of = lambda active: ("identity", active)
         self.active: Any = SimpleNamespace(conversation=SimpleNamespace(log=SimpleNamespace(turns=["a turn"])))
@@ -337,6 +338,14 @@ def test_nothing_is_written_without_a_session_or_a_turn(desk: Desk) -> None:
     desk.archive.snapshot(desk.active)
     assert desk.calls() == []
     assert desk.archive.changed
+
+
+def test_no_snapshot_is_written_for_a_database_that_was_replaced(desk: Desk) -> None:
+    desk.archive.changed = desk.store.is_replaced = True
+    desk.made.saved = Mock()
+    desk.archive.snapshot(desk.active)
+    desk.made.saved.assert_not_called()
+    assert desk.events == []
 
 
 def test_a_snapshot_that_fails_is_said_and_due_again(desk: Desk) -> None:

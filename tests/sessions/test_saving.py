@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from types import MethodType
+from typing import Any, cast
 
 import pytest
 
@@ -20,6 +23,9 @@ from streamchat.base.requests import (
     Undo,
 )
 from streamchat.sessions import snapshot as snapshots
+from streamchat.sessions.evicted_archive import EvictedArchive
+from streamchat.store import connection as connections
+from streamchat.store import database as databases
 from streamchat.store.health import examine
 from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store
@@ -271,3 +277,32 @@ def test_an_undo_that_could_not_be_written_is_written_when_leaving(database: Pat
         connection.execute("PRAGMA query_only = OFF")
     with Store(database) as store:
         assert [turn.text for turn in store.load(session_of(database)).turns] == QUESTIONS[:2]
+
+
+def test_the_folder_of_a_deleted_database_is_not_created_again(database: Path, tmp_path: Path) -> None:
+    """Snapshot and archive would be those of a session that no database has, and nothing would ever delete them."""
+    with running(store=database, cache_size=64) as chat:
+        said(chat, QUESTIONS)
+        assert (database.parent / "evicted").exists()
+        cast(EvictedArchive, cast(MethodType, chat.conversation.find_evicted).__self__).drain()
+        database.parent.rename(tmp_path / "elsewhere")
+        said(chat, QUESTIONS)
+    assert not database.parent.exists()
+    assert any("was deleted or replaced" in notice.text for notice in chat.of(ev.Notice))
+
+
+def test_leaving_waits_for_a_locked_database(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it chats, it does not wait again and again; what would be lost on leaving is worth the time."""
+    for module in (connections, databases):
+        monkeypatch.setattr(module, "BUSY_TIMEOUT_S", 1.0)
+    with running(store=database) as chat:
+        chat.turn("one")
+        with closing(sqlite3.connect(database, isolation_level=None, check_same_thread=False)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            chat.turn("two")
+            released = threading.Timer(0.5, other.execute, ["ROLLBACK"])
+            released.start()
+            assert chat.engine.close(30)
+            released.join()
+    with Store(database) as store:
+        assert [turn.text for turn in store.load(session_of(database)).turns] == ["one", "two"]

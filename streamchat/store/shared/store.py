@@ -102,8 +102,7 @@ class SharedStore(Store):
             except BaseException:  # the database has not got it
                 self._folder.disown(name)
                 raise
-        info = super().find(name)
-        return info, SessionLock(self.lock_folder, info.id, info.opened_by)
+        return self._lock_found(super().find(name))
 
     def owns(self, session: str) -> bool:
         """Return whether this replica owns a session for sure: not if the shared folder cannot be read."""
