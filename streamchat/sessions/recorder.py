@@ -148,14 +148,14 @@ class Recorder:
 
     def leave_session(self) -> Callable[[], None]:
         """Like `close_session`, but return the function that closes and unlocks it. Any thread may call it, once."""
-        session, lock, path = self.session, self._lock, self.store.path
+        session, lock, store = self.session, self._lock, self.store
         self._forget_session()
 
         def close() -> None:
             try:
-                if session is not None:
-                    with Store(path) as store:  # that of the recorder may be closed by then
-                        store.mark_closed(session)
+                if session is not None and not store.is_replaced:  # a deleted one is not created again
+                    with Store(store.path) as opened:  # that of the recorder may be closed by then
+                        opened.mark_closed(session)
             except StoreError:
                 _log.warning("the session %s could not be marked as closed", session, exc_info=True)
             finally:

@@ -45,6 +45,7 @@ class Desk:
         self.conversation = conversation
         self.store, self.events = Mock(), list[ev.Event]()
         self.store.path = Path("conversations.db")
+        self.store.is_replaced = False
         self.store.create_locked.return_value = self.lock = Mock(session="s1")
         self.recorder = Recorder(self.store, self.events.append, labels={"label": "x"})
         self.recorder.start(conversation, IDENTITY)
@@ -208,6 +209,16 @@ def test_leaving_unlocks_although_closing_fails(desk: Desk, monkeypatch: pytest.
     desk.recorder.leave_session()()
     desk.lock.release.assert_called_once_with()
     desk.recorder.leave_session()()  # without a session there is nothing to close
+    desk.lock.release.assert_called_once_with()
+
+
+def test_leaving_creates_no_database_in_the_place_of_a_deleted_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Mock()
+    monkeypatch.setattr(module, "Store", opened)
+    desk.turn()
+    desk.store.is_replaced = True
+    desk.recorder.leave_session()()
+    opened.assert_not_called()
     desk.lock.release.assert_called_once_with()
 
 
