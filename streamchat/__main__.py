@@ -5,12 +5,21 @@ not replace the standard module.
 """
 
 import os
+import sys
 
 from streamchat.base.search_path import protect
 
 protect(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from streamchat.cli.main import main  # noqa: E402 - after `protect`
+try:
+    from streamchat.cli.main import main
+except (MemoryError, ImportError) as error:
+    from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, is_out_of_memory
+
+    if not is_out_of_memory(error):
+        raise
+    sys.stderr.write(f"streamchat: {OUT_OF_MEMORY}\n")
+    raise SystemExit(ExitCode.MODEL) from None
 
 __all__ = ["main"]
 

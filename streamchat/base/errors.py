@@ -19,6 +19,7 @@ StreamchatError
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,6 +176,24 @@ def describe_unexpected(error: BaseException) -> str:
     """Return `ValueError: the first line of its text` for an error that was not written for the user."""
     name, text = type(error).__name__, first_line(error)
     return name if text == name else f"{name}: {text}"
+
+
+_NO_MEMORY = (
+    "not enough memory",  # torch on a CPU raises a plain RuntimeError, with a different text on each system
+    "can't allocate memory",
+    "std::bad_alloc",
+    "Cannot allocate memory",  # safetensors, and the loader of libraries
+    "failed to map segment from shared object",
+)
+"""In the text of errors that have no type for a lack of memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the error means that memory ran out. Does not import torch, whose import may be what failed."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    is_torchs = any(each.__name__ == "OutOfMemoryError" for each in type(error).__mro__)
+    return is_torchs or any(words in str(error) for words in _NO_MEMORY)
 
 
 def reason_of(error: object) -> str:

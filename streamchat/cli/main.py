@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamchat.base import ascii_text
-from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError
+from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError, is_out_of_memory
 from streamchat.base.sanitize import one_line, printable
 from streamchat.cli import flags, old_serve, parser
 from streamchat.cli.front_ends import choose_front_end, mark_start, run_front_end
@@ -78,11 +78,11 @@ def _run(argv: list[str]) -> int:
         _show_traceback()
         print_message(str(error))
         return error.exit_code
-    except MemoryError:
-        _show_traceback()
-        print_message(OUT_OF_MEMORY)
-        return ExitCode.MODEL
     except Exception as error:
+        if is_out_of_memory(error):
+            _show_traceback()
+            print_message(OUT_OF_MEMORY)
+            return ExitCode.MODEL
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
             _show_traceback()
             print_message(TOO_MANY_FILES)
@@ -154,11 +154,14 @@ def check_model(name: str, adapter: str = "") -> None:
     """Check the local files of a model and its adapters before the app takes over the screen.
 
     Raises:
-        ModelError: The name is not a model, its folder cannot be loaded, or an adapter cannot.
+        ModelError: The name is not a model, its folder cannot be loaded, an adapter cannot, or the shell limits the
+            memory too much.
         ConfigError: An adapter needs peft, and it is not installed.
     """
     from streamchat.models import catalogue
+    from streamchat.models.limits import check_start
 
+    check_start()
     if adapter:
         from streamchat.models.adapters import find_adapters, require_peft
 
