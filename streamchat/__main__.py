@@ -13,13 +13,14 @@ protect(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 try:
     from streamchat.cli.main import main
-except (MemoryError, ImportError) as error:
-    from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, is_out_of_memory
+except (MemoryError, ImportError, OSError) as error:
+    from streamchat.base.errors import limit_reached
 
-    if not is_out_of_memory(error):
+    limit = limit_reached(error)
+    if limit is None:
         raise
-    sys.stderr.write(f"streamchat: {OUT_OF_MEMORY}\n")
-    raise SystemExit(ExitCode.MODEL) from None
+    sys.stderr.write(f"streamchat: {limit}\n")
+    raise SystemExit(limit.exit_code) from None
 
 __all__ = ["main"]
 

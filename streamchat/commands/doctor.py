@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from streamchat.base import paths
 from streamchat.base.devices import ATTENTION_ON_GPUS
-from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError, describe_unexpected, is_out_of_memory
+from streamchat.base.errors import ExitCode, StreamchatError, describe_unexpected, limit_reached
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.sanitize import printable
 from streamchat.cli import flags
@@ -79,8 +79,7 @@ def examine(args: argparse.Namespace) -> Report:
         except ModuleNotFoundError as error:
             report.problems.append(f"{name}: {error.name} is not installed; {remedy()}")
         except Exception as error:  # whatever is broken, the rest is still shown
-            why = OUT_OF_MEMORY if is_out_of_memory(error) else describe_unexpected(error)
-            report.problems.append(f"{name}: {why}")
+            report.problems.append(f"{name}: {limit_reached(error) or describe_unexpected(error)}")
 
     def settings(report: Report) -> Rows:
         nonlocal configuration

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 
 from streamchat.base import events as ev
-from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError, describe_unexpected, is_out_of_memory
+from streamchat.base.errors import ExitCode, StreamchatError, describe_unexpected, limit_reached
 from streamchat.base.requests import CancelFetch, FetchModel, Request
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -153,8 +153,8 @@ class Engine:
         except StreamchatError as error:
             self._fail(error.title, str(error), error.exit_code)
         except BaseException as error:
-            if is_out_of_memory(error):
-                self._fail("Out of memory", OUT_OF_MEMORY, ExitCode.MODEL)
+            if (limit := limit_reached(error)) is not None:
+                self._fail(limit.title, str(limit), limit.exit_code)
                 return
             self._fail("The engine failed", f"unexpected {describe_unexpected(error)}", ExitCode.FAILURE)
         finally:

@@ -13,6 +13,7 @@ from streamchat.base.errors import (
     describe_unexpected,
     first_line,
     is_out_of_memory,
+    limit_reached,
     reason_of,
     short,
 )
@@ -48,6 +49,27 @@ def test_an_unexpected_error_is_named_by_its_type_and_its_first_line() -> None:
 )
 def test_errors_that_mean_that_memory_ran_out(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "code"),
+    [
+        (MemoryError(), "out of memory", 3),
+        (OSError(errno.EMFILE, "Too many open files", "/a/module.py"), "ulimit -n", 1),
+        (OSError(errno.ENFILE, "Too many open files in system"), "ulimit -n", 1),
+        (RuntimeError("can't start new thread"), "ulimit -u", 1),
+    ],
+)
+def test_a_limit_that_is_reached_is_one_sentence(error: BaseException, text: str, code: int) -> None:
+    found = limit_reached(error)
+    assert found is not None
+    assert text in str(found)
+    assert found.exit_code == code
+
+
+def test_other_errors_reach_no_limit() -> None:
+    assert limit_reached(OSError(errno.ENOENT, "No such file or directory")) is None
+    assert limit_reached(RuntimeError("shapes differ")) is None
 
 
 def test_the_reason_of_a_system_error_has_neither_number_nor_path() -> None:

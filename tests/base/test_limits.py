@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -108,3 +110,21 @@ def test_doctor_names_the_limit_of_the_shell_and_shows_the_rest() -> None:
     assert "problem: device: this shell limits the memory of a program to 205 MB" in done.stdout
     assert "problem: chat: this shell limits the memory of a program to 205 MB" in done.stdout
     assert "files" in done.stdout
+
+
+def test_python_without_docstrings_is_refused() -> None:
+    command = [sys.executable, "-OO", "-m", "streamchat"]
+    done = subprocess.run(command, input="Hello", capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("streamchat: Python runs without docstrings (-OO or PYTHONOPTIMIZE=2)")
+
+
+def test_without_a_folder_for_temporary_files_torch_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", full)
+    monkeypatch.setenv("TMPDIR", "/no/such/folder")
+    limits.check_start()
+    assert tempfile.gettempdir() == os.path.abspath("/no/such/folder")
