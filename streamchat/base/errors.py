@@ -221,7 +221,7 @@ def limit_reached(error: BaseException) -> StreamchatError | None:
         return OutOfMemoryError(OUT_OF_MEMORY)
     if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
         return LimitError(TOO_MANY_FILES)
-    if "can't start new thread" in text:
+    if "can't start new thread" in text or "ThreadPoolBuildError" in text:  # Python's, and the tokenizers'
         return LimitError(NO_THREAD)
     return None
 

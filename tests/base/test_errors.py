@@ -58,6 +58,7 @@ def test_errors_that_mean_that_memory_ran_out(error: BaseException, expected: bo
         (OSError(errno.EMFILE, "Too many open files", "/a/module.py"), "ulimit -n", 1),
         (OSError(errno.ENFILE, "Too many open files in system"), "ulimit -n", 1),
         (RuntimeError("can't start new thread"), "ulimit -u", 1),
+        (RuntimeError("The global thread pool has not been initialized.: ThreadPoolBuildError"), "ulimit -u", 1),
     ],
 )
 def test_a_limit_that_is_reached_is_one_sentence(error: BaseException, text: str, code: int) -> None:
