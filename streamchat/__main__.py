@@ -5,12 +5,22 @@ not replace the standard module.
 """
 
 import os
+import sys
 
 from streamchat.base.search_path import protect
 
 protect(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from streamchat.cli.main import main  # noqa: E402 - after `protect`
+try:
+    from streamchat.cli.main import main
+except (MemoryError, ImportError, OSError) as error:
+    from streamchat.base.errors import limit_reached
+
+    limit = limit_reached(error)
+    if limit is None:
+        raise
+    sys.stderr.write(f"streamchat: {limit}\n")
+    raise SystemExit(limit.exit_code) from None
 
 __all__ = ["main"]
 

@@ -4,12 +4,14 @@ StreamchatError
 ├── ConfigError            a setting is unknown, of the wrong type or impossible       exit 2
 ├── ModelError             a model cannot be found, fetched, read or used              exit 3
 │   ├── ModelNotFoundError     no model of that name is here or can be fetched
-│   └── UnsupportedModelError  found, but it cannot stream (the text says why)
+│   ├── UnsupportedModelError  found, but it cannot stream (the text says why)
+│   └── OutOfMemoryError       memory ran out
 ├── CacheError             an operation on the cache is impossible                     exit 1
 │   ├── ChunkTooLargeError     more new tokens than fit next to the pinned ones
 │   ├── CacheFullError         the budget is reached and nothing may be evicted
 │   ├── EvictionPlanError      an eviction policy made a plan that breaks a rule
 │   └── CacheNotSeenError      a forward pass ran under the hook without the streaming cache
+├── LimitError             too many files or threads for this shell                    exit 1
 ├── OutputError            stdout cannot be written, for example to a full disk        exit 1
 ├── WireError              another process wrote no valid request or event             exit 1
 ├── TurnError              one turn failed and was rolled back; the chat continues     exit 1
@@ -19,6 +21,7 @@ StreamchatError
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +61,10 @@ OUT_OF_MEMORY = (
 )
 
 
+TOO_MANY_FILES = "too many open files; raise the limit of this shell, for example with `ulimit -n 1024`"
+NO_THREAD = "no thread could be started; close other programs, or raise the limit of this shell (ulimit -u)"
+
+
 class StreamchatError(Exception):
     """Base of all errors written for the user: one printable sentence with the values and the next step."""
 
@@ -89,6 +96,18 @@ class ModelNotFoundError(ModelError):
 
 class UnsupportedModelError(ModelError):
     """The model was found, but a streaming cache would give wrong results with it."""
+
+
+class OutOfMemoryError(ModelError):
+    """Memory ran out, or the limit of the shell is reached."""
+
+    title = "Out of memory"
+
+
+class LimitError(StreamchatError):
+    """The system or the shell allows no more open files or threads."""
+
+    title = "A limit is reached"
 
 
 class CacheError(StreamchatError):
@@ -175,6 +194,36 @@ def describe_unexpected(error: BaseException) -> str:
     """Return `ValueError: the first line of its text` for an error that was not written for the user."""
     name, text = type(error).__name__, first_line(error)
     return name if text == name else f"{name}: {text}"
+
+
+_NO_MEMORY = (
+    "not enough memory",  # torch on a CPU raises a plain RuntimeError, with a different text on each system
+    "can't allocate memory",
+    "std::bad_alloc",
+    "Cannot allocate memory",  # safetensors, and the loader of libraries
+    "failed to map segment from shared object",
+)
+"""In the text of errors that have no type for a lack of memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the error means that memory ran out. Does not import torch, whose import may be what failed."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    is_torchs = any(each.__name__ == "OutOfMemoryError" for each in type(error).__mro__)
+    return is_torchs or any(words in str(error) for words in _NO_MEMORY)
+
+
+def limit_reached(error: BaseException) -> StreamchatError | None:
+    """Return the error to show if the system refused memory, a file, or a thread; None for any other error."""
+    text = str(error)
+    if is_out_of_memory(error):
+        return OutOfMemoryError(OUT_OF_MEMORY)
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
+        return LimitError(TOO_MANY_FILES)
+    if "can't start new thread" in text or "ThreadPoolBuildError" in text:  # Python's, and the tokenizers'
+        return LimitError(NO_THREAD)
+    return None
 
 
 def reason_of(error: object) -> str:

@@ -6,10 +6,12 @@ The `Host` header is checked because a hostile page can point its own name to th
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -45,6 +47,22 @@ class AllowedHosts:
             return address is not None and address.is_loopback
         # an IP address cannot be rebound to this machine like a name
         return address is not None or name in (here := socket.gethostname().lower(), f"{here}.local")
+
+
+def resolve(host: str, port: int) -> tuple[int, tuple[Any, ...]]:
+    """Return the address family and the address of a server on `host`.
+
+    Raises:
+        OSError: There is no such address, `host` is not a valid name, or it is empty, which sockets take for every
+            address of this machine.
+    """
+    if not host:
+        raise OSError(errno.EADDRNOTAVAIL, "the host name is empty")
+    try:
+        [found, *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as error:
+        raise OSError(errno.EINVAL, "not a valid host name") from error
+    return found[0], found[4]
 
 
 def host_name(header: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import errno
 import gc
 import os
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamchat.base import ascii_text
-from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError
+from streamchat.base.errors import ExitCode, OutputError, SessionError, StreamchatError, limit_reached
 from streamchat.base.sanitize import one_line, printable
 from streamchat.cli import flags, old_serve, parser
 from streamchat.cli.front_ends import choose_front_end, mark_start, run_front_end
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 THREADS = {"GOMP_SPINCOUNT": "1000"}
 """Environment of torch's OpenMP, read when it is loaded. By default its threads spin 300,000 times before they sleep,
 which takes the core from the compiled kernels' threads, and from the thread they wait for if other programs run."""
-
-TOO_MANY_FILES = "too many open files; raise the limit of this shell, for example with `ulimit -n 1024`"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,15 +75,11 @@ def _run(argv: list[str]) -> int:
         _show_traceback()
         print_message(str(error))
         return error.exit_code
-    except MemoryError:
-        _show_traceback()
-        print_message(OUT_OF_MEMORY)
-        return ExitCode.MODEL
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        if (limit := limit_reached(error)) is not None:
             _show_traceback()
-            print_message(TOO_MANY_FILES)
-            return ExitCode.FAILURE
+            print_message(str(limit))
+            return limit.exit_code
         if is_hung_up(error):
             _show_traceback()
             print_message(HUNG_UP)
@@ -154,11 +147,14 @@ def check_model(name: str, adapter: str = "") -> None:
     """Check the local files of a model and its adapters before the app takes over the screen.
 
     Raises:
-        ModelError: The name is not a model, its folder cannot be loaded, or an adapter cannot.
+        ModelError: The name is not a model, its folder cannot be loaded, an adapter cannot, or the shell limits the
+            memory too much.
         ConfigError: An adapter needs peft, and it is not installed.
     """
     from streamchat.models import catalogue
+    from streamchat.models.limits import check_start
 
+    check_start()
     if adapter:
         from streamchat.models.adapters import find_adapters, require_peft
 

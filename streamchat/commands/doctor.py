@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from streamchat.base import paths
 from streamchat.base.devices import ATTENTION_ON_GPUS
-from streamchat.base.errors import ExitCode, StreamchatError
+from streamchat.base.errors import ExitCode, StreamchatError, describe_unexpected, limit_reached
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.sanitize import printable
 from streamchat.cli import flags
@@ -26,6 +26,7 @@ from streamchat.commands.doctor_versions import remedy, versions
 from streamchat.config import loader
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields
+from streamchat.models.limits import check_start
 
 if TYPE_CHECKING:
     from streamchat.models.folder import Contents
@@ -78,7 +79,7 @@ def examine(args: argparse.Namespace) -> Report:
         except ModuleNotFoundError as error:
             report.problems.append(f"{name}: {error.name} is not installed; {remedy()}")
         except Exception as error:  # whatever is broken, the rest is still shown
-            report.problems.append(f"{name}: {type(error).__name__}: {error}")
+            report.problems.append(f"{name}: {limit_reached(error) or describe_unexpected(error)}")
 
     def settings(report: Report) -> Rows:
         nonlocal configuration
@@ -138,6 +139,7 @@ def _settings(configuration: Configuration) -> Rows:
 
 
 def _device(configuration: Configuration) -> Rows:
+    check_start()
     import psutil
     import torch
 
@@ -279,6 +281,7 @@ def _path_and_size(path: Path) -> dict[str, Any]:
 
 def _chat(configuration: Configuration) -> Rows:
     """Describe what `streamchat` would use now, and why."""
+    check_start()
     from streamchat.decode.steps import COMPILED, FUSED, expected_step
     from streamchat.models import device as devices
     from streamchat.models.folder import inspect

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import child_processes
-from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.errors import ConfigError, ExitCode, reason_of
+from streamchat.base.host_names import resolve
 from streamchat.base.sanitize import one_line
 from streamchat.base.signals import on_signals
 from streamchat.commands.replay_view import View
@@ -47,9 +48,16 @@ def with_metrics(configuration: Configuration, *, is_resumed: bool) -> Configura
     """Return the configuration with a port for metrics, which clients of the run read."""
     if configuration.settings.metrics_port and not is_resumed:
         return configuration
-    with socket.socket() as probe:
-        probe.bind((configuration.settings.metrics_host, 0))
-        port = probe.getsockname()[1]
+    host = configuration.settings.metrics_host
+    try:
+        family, address = resolve(host, 0)
+        with socket.socket(family) as probe:
+            probe.bind(address)
+            port = probe.getsockname()[1]
+    except OSError as error:
+        raise ConfigError(
+            f"--metrics-host {host!r} cannot be used ({reason_of(error)}); give an address of this machine"
+        ) from error
     return replace(configuration, settings=replace(configuration.settings, metrics_port=port))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from streamchat.base import events as ev
-from streamchat.base.errors import CacheFullError, ConfigError, TurnError
+from streamchat.base.errors import CacheFullError, ConfigError, TurnError, is_out_of_memory
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
@@ -28,7 +28,7 @@ from streamchat.conversation.loops import LoopWatch, is_guarded
 from streamchat.conversation.pins import require_window, set_pin
 from streamchat.conversation.recall import FindEvicted, PagedIn, page_in_turn
 from streamchat.conversation.reply import PreparedFormat, ReplyText, prepare_format
-from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
+from streamchat.conversation.rollback import REACH, Rollback, UndoResult, release_memory
 from streamchat.conversation.sampling import Sampler, SamplerFactory, TokenSampler, new_generator
 from streamchat.conversation.speculation.speculator import Speculator
 from streamchat.conversation.template.chat_format import ChatFormat

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from streamchat.base.errors import is_out_of_memory
 from streamchat.cache import checkpoint
 from streamchat.cache.checkpoint import CacheCheckpoint
 from streamchat.cache.evicted import EvictedTokens
@@ -71,13 +72,6 @@ class _Copy:
     def runs(self) -> list[Run]:
         """Log indices of its tokens from before the turn; it may also have the first tokens of the turn."""
         return Ledger(list(self.checkpoint.runs)).runs_before(self.turn.start)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the error means that memory ran out."""
-    # on a CPU torch raises a plain RuntimeError, with a different text on each system
-    words = ("not enough memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def release_memory(device: torch.device) -> None:

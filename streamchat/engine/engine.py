@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 
 from streamchat.base import events as ev
-from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError, describe_unexpected
+from streamchat.base.errors import ExitCode, StreamchatError, describe_unexpected, limit_reached
 from streamchat.base.requests import CancelFetch, FetchModel, Request
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -17,6 +17,7 @@ from streamchat.conversation.assemble import Load, load_from_settings
 from streamchat.engine.fetcher import Fetch, Fetcher, fetch_model
 from streamchat.engine.jobs import JobQueue
 from streamchat.engine.owner import Owner
+from streamchat.models.limits import check_start
 from streamchat.sessions.archive import OpenStore
 
 _log = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            check_start()
             self._owner.host.start(self._session, self._agreed_model)
             self._owner.status.sample()
             self._serve()
@@ -150,9 +152,10 @@ class Engine:
             pass
         except StreamchatError as error:
             self._fail(error.title, str(error), error.exit_code)
-        except MemoryError:
-            self._fail("Out of memory", OUT_OF_MEMORY, ExitCode.MODEL)
         except BaseException as error:
+            if (limit := limit_reached(error)) is not None:
+                self._fail(limit.title, str(limit), limit.exit_code)
+                return
             self._fail("The engine failed", f"unexpected {describe_unexpected(error)}", ExitCode.FAILURE)
         finally:
             self._owner.host.end()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 from streamchat.base.cgroups import group_folders
-from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.base.formatting import human_bytes
 
 START_BYTES = 1_250_000_000
@@ -22,17 +24,34 @@ def available_memory() -> int:
 
 
 def check_start() -> None:
-    """Refuse to start if the memory limit is too low to load torch.
+    """Refuse to start if torch and transformers cannot be imported. Call it before the first import of them.
 
     Raises:
+        ConfigError: Python runs without docstrings, which transformers reads.
         ModelNotFoundError: The limit of the address space (`ulimit -v`) is below `START_BYTES`.
     """
+    if sys.flags.optimize >= 2:
+        raise ConfigError(
+            "Python runs without docstrings (-OO or PYTHONOPTIMIZE=2), and transformers needs them; unset it, or use -O"
+        )
     limit = _address_space_limit()
     if limit is not None and limit < START_BYTES:
         raise ModelNotFoundError(
             f"this shell limits the memory of a program to {human_bytes(limit)} (ulimit -v), and PyTorch alone needs "
             f"{human_bytes(START_BYTES)}; run `ulimit -v unlimited` first, or raise the limit"
         )
+    _choose_temporary_folder()
+
+
+def _choose_temporary_folder() -> None:
+    """Choose a folder for temporary files although nothing can be written into any, for example on a full disk.
+
+    torch asks for the folder when it is imported, which otherwise fails. It writes nothing there.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        tempfile.tempdir = os.path.abspath(os.environ.get("TMPDIR") or os.sep + "tmp")
 
 
 def _address_space_limit() -> int | None:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto import modeling_auto
 
 from streamchat.base.devices import is_spread
-from streamchat.base.errors import ModelNotFoundError, StreamchatError, UnsupportedModelError, short
+from streamchat.base.errors import ModelNotFoundError, StreamchatError, UnsupportedModelError, is_out_of_memory, short
 from streamchat.base.progress import Progress, silent
 from streamchat.base.sanitize import encodable
 from streamchat.models.adapters import merge
@@ -113,8 +113,7 @@ def read_model(plan: LoadPlan, progress: Progress = silent) -> tuple[PreTrainedM
     except StreamchatError:
         raise
     except Exception as error:
-        # safetensors has no specific error for a lack of memory
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "Cannot allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise ModelNotFoundError(
                 f"{plan.name} does not fit into the memory of {plan.device} in {plan.dtype}; choose a smaller model"
             ) from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.events import SavingChanged
-from streamchat.base.host_names import AllowedHosts, bracketed, is_unspecified, outer_address
+from streamchat.base.host_names import AllowedHosts, bracketed, is_unspecified, outer_address, resolve
 from streamchat.base.progress import Progress, silent
 from streamchat.base.signals import on_signals
 from streamchat.config.loader import Configuration
@@ -54,16 +54,16 @@ def open_port(host: str, port: int) -> socket.socket:
         ConfigError: The address cannot be opened.
     """
     try:
-        [found, *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        opened = socket.socket(found[0], found[1], found[2])
-    except (OSError, UnicodeError) as error:
+        family, address = resolve(host, port)
+        opened = socket.socket(family)
+    except OSError as error:
         raise ConfigError(
-            f"--host {host} cannot be used ({reason_of(error)}); give an address of this machine"
+            f"--host {host!r} cannot be used ({reason_of(error)}); give an address of this machine"
         ) from error
     try:
         if sys.platform != "win32":  # there, it would share the port with another program
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(found[4])
+        opened.bind(address)
     except OSError as error:
         opened.close()
         raise ConfigError(

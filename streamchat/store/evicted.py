@@ -31,6 +31,8 @@ from streamchat.store.database import Database
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
 _NAME = re.compile(r"[0-9]{6,12}\.pages")
+_OWNER = re.compile(r"[^./\\\0][^/\\\0]*")
+"""A name of a folder in the archive, and of nothing outside of it."""
 MOST_RUNS = 100
 """A query for more runs is one for the range of all; SQLite limits the depth of expressions."""
 FILE_BYTES = 32 << 20
@@ -187,8 +189,9 @@ class EvictedPages:
         path = self._path(place.owner, place.file)
         try:
             with open(path, "rb") as file:
+                is_inside = place.offset + place.length <= os.fstat(file.fileno()).st_size
                 file.seek(place.offset)
-                data = file.read(place.length)
+                data = file.read(place.length) if is_inside else b""
         except OSError as error:
             _log.warning("archived tokens of turn %d are missing: %s", stored[0].turn, reason_of(error))
             return None
@@ -300,9 +303,13 @@ class EvictedPages:
 
 
 def gaps(used: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
-    """Return the parts of `[0, size)` that no part of `used`, ascending, has."""
-    edges = [0, *(edge for part in used for edge in part), size]
-    return [(first, stop) for first, stop in zip(edges[::2], edges[1::2], strict=True) if first < stop]
+    """Return the parts of `[0, size)` that no part of `used`, in ascending order, has."""
+    found, at = [], 0
+    for first, stop in [*used, (size, size)]:
+        if at < min(first, size):  # a damaged row may be anywhere
+            found.append((at, min(first, size)))
+        at = max(at, stop)
+    return found
 
 
 def _erase(path: Path, parts: Sequence[tuple[int, int]]) -> None:
@@ -333,9 +340,11 @@ def _page_of(row: sqlite3.Row) -> StoredPage | None:
     try:
         runs = tuple((int(first), int(stop)) for first, stop in json.loads(row["runs"]))
         place = _Place(row["owner"] or row["session"], row["file"], row["start"], row["length"], row["checksum"])
+        if place.offset < 0 or place.length < 0 or not _OWNER.fullmatch(place.owner):
+            raise ValueError(place)
         names = (row["ids_checksum"], row["fingerprint"], row["dtype"], row["kind"], row["position"])
         contents = (row["part"], row["generation"], row["epoch"])
         return EvictedPage(row["turn"], runs, *names, *contents), place
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         _log.warning("row %s of the archive of evicted tokens is damaged", row["id"])
         return None

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
@@ -17,6 +17,8 @@ from streamchat.base.errors import StoreError, reason_of, short
 
 PROBE_BYTES = 256 * 1024
 """Size of a test write that finds out why SQLite could not write; larger than the files that opening creates."""
+SQLITE_FILES = 4
+"""Files that SQLite opens at once at most, besides the first: the log, its index, a journal, and the folder."""
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 """What SQLite raises: the second where its message repeats text of the file that is not valid UTF-8."""
 Arguments = ParamSpec("Arguments")
@@ -121,12 +123,14 @@ def _size_limit_reached(path: Path) -> int | None:
 
 
 def why_not_writable(folder: Path) -> int | None:
-    """Return the errno of writing a small file into `folder`; None if that succeeds."""
+    """Return the errno of writing a small file into `folder` and opening as many as SQLite; None if that succeeds."""
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=folder) as file, ExitStack() as stack:
             file.write(b"\0" * PROBE_BYTES)
             file.flush()
             os.fsync(file.fileno())
+            for _ in range(SQLITE_FILES):
+                stack.callback(os.close, os.dup(file.fileno()))
     except OSError as error:
         return error.errno
     return None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, reason_of
+from streamchat.base.host_names import resolve
 from streamchat.config.settings import Settings
 
 
@@ -93,6 +94,7 @@ class Metrics(MetricSet):
 
         super().__init__()
         try:
+            resolve(host, port)
             self._server, self._thread = start_http_server(port, addr=host, registry=self.registry)
         except (OSError, OverflowError) as error:
             raise ConfigError(

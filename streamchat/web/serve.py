@@ -7,6 +7,7 @@ import sys
 
 from streamchat.base import child_processes
 from streamchat.base.errors import ConfigError, ExitCode, reason_of
+from streamchat.base.host_names import resolve
 from streamchat.web.gate import Gate, checked_url
 from streamchat.web.launch import Served
 
@@ -34,10 +35,16 @@ def serve(served: Served) -> int:
 
 
 def _check_port(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    try:
+        family, address = resolve(host, port)
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host!r} cannot be used ({reason_of(error)}); give an address of this machine"
+        ) from error
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind(address)
         except OSError as error:
             raise ConfigError(
                 f"--port {port}: http://{host}:{port} cannot be opened ({reason_of(error)}); choose another port"

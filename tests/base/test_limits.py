@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -13,6 +15,7 @@ import pytest
 from streamchat.base import cgroups as groups
 from streamchat.cli import main as cli
 from streamchat.models import limits
+from tests.support.models_help import save, tiny_llama
 
 GB = 10**9
 
@@ -74,11 +77,54 @@ def test_the_address_space_limits_the_memory(cgroups: Path, monkeypatch: pytest.
     assert limits.available_memory() == 0
 
 
-@pytest.mark.parametrize("kilobytes", [300_000, 800_000])
-def test_a_shell_that_allows_too_little_memory_is_named(kilobytes: int) -> None:
-    command = f"ulimit -v {kilobytes}; echo Hello | {sys.executable} -m streamchat"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+def run_limited(kilobytes: int, arguments: str) -> subprocess.CompletedProcess[str]:
+    """The program in a shell that allows this much memory."""
+    command = f"ulimit -v {kilobytes}; echo Hello | {sys.executable} -m streamchat {arguments}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("kilobytes", [100_000, 300_000, 800_000])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_shell_that_allows_too_little_memory_is_named(kilobytes: int, is_folder: bool, tmp_path: Path) -> None:
+    model = f"--model {save(tiny_llama(), tmp_path / 'model')}" if is_folder else ""
+    done = run_limited(kilobytes, model)
     assert done.returncode == 3
     assert "limits the memory of a program to" in done.stderr
     assert "ulimit -v unlimited" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kilobytes", [20_000, 25_000, 30_000])
+@pytest.mark.parametrize("arguments", ["", "sessions list"])
+def test_a_shell_that_allows_too_little_memory_for_imports_is_named(kilobytes: int, arguments: str) -> None:
+    done = run_limited(kilobytes, arguments)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("streamchat: ")
+    assert "ulimit -v" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_doctor_names_the_limit_of_the_shell_and_shows_the_rest() -> None:
+    done = run_limited(200_000, "doctor")
+    assert done.returncode == 1
+    assert "problem: device: this shell limits the memory of a program to 205 MB" in done.stdout
+    assert "problem: chat: this shell limits the memory of a program to 205 MB" in done.stdout
+    assert "files" in done.stdout
+
+
+def test_python_without_docstrings_is_refused() -> None:
+    command = [sys.executable, "-OO", "-m", "streamchat"]
+    done = subprocess.run(command, input="Hello", capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("streamchat: Python runs without docstrings (-OO or PYTHONOPTIMIZE=2)")
+
+
+def test_without_a_folder_for_temporary_files_torch_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", full)
+    monkeypatch.setenv("TMPDIR", "/no/such/folder")
+    limits.check_start()
+    assert tempfile.gettempdir() == os.path.abspath("/no/such/folder")

@@ -16,7 +16,7 @@ from streamchat.base.events import Segment
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.conversation.pins import require_free_window, require_window
 from streamchat.conversation.recall import _left
-from streamchat.conversation.rollback import is_out_of_memory, release_memory
+from streamchat.conversation.rollback import release_memory
 from streamchat.conversation.summarize import next_to_evict
 from streamchat.conversation.template.chat_format import ChatFormat
 
@@ -52,20 +52,6 @@ def test_a_page_in_needs_every_token(wanted: list[tuple[int, int]], kept: list[l
     there = {index for runs in kept for run in runs for index in range(*run)}
     tokens: Any = [SimpleNamespace(runs=tuple(runs)) for runs in kept]
     assert _left(wanted, tokens) == any(index not in there for run in wanted for index in range(*run))
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (MemoryError(), True),
-        (torch.OutOfMemoryError(), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
-        (RuntimeError("shapes differ"), False),
-    ],
-)
-def test_errors_of_missing_memory(error: BaseException, expected: bool) -> None:
-    assert is_out_of_memory(error) == expected
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", ["cuda"]), ("mps", ["mps"]), ("cpu", [])])

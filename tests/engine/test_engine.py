@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ExitCode, ModelNotFoundError
+from streamchat.base.errors import NO_THREAD, OUT_OF_MEMORY, TOO_MANY_FILES, ExitCode, ModelNotFoundError
 from streamchat.base.requests import Clear, Retry, SetOption, SetSystemPrompt, Stop, Submit
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -213,6 +214,9 @@ def test_a_full_cache_is_a_failure_with_a_name_and_so_is_a_turn_that_cannot_star
             "no model of that name; try another",
         ),
         (RuntimeError("kernel\nlost"), ExitCode.FAILURE, "unexpected RuntimeError: kernel"),
+        (OSError(errno.EMFILE, "Too many open files"), ExitCode.FAILURE, TOO_MANY_FILES),
+        (RuntimeError("can't start new thread"), ExitCode.FAILURE, NO_THREAD),
+        (ImportError("libtorch.so: failed to map segment from shared object"), ExitCode.MODEL, OUT_OF_MEMORY),
     ],
 )
 def test_a_model_that_cannot_be_loaded_ends_the_engine_with_its_sentence(

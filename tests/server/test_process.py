@@ -166,7 +166,7 @@ def test_a_missing_package_is_one_sentence(
         ("--max-seconds nan", "--max-seconds nan must be above 0"),
         ("--max-body x", "--max-body"),
         ("--allow-host http://x", "--allow-host 'http://x' is not a host name"),
-        ("--host no.such.host.invalid", "--host no.such.host.invalid cannot be used"),
+        ("--host no.such.host.invalid", "--host 'no.such.host.invalid' cannot be used"),
         ("--host 192.0.2.1 --port 0", "cannot be opened"),
         ("--token-file .", "cannot be used"),
         ("--model nothing-like-that", "nothing-like-that"),

@@ -197,6 +197,26 @@ def test_damaged_and_foreign_pages_count_as_absent(database: Path, damage: str) 
         assert any("turn 2 are not archived; the message is quoted" in each.text for each in chat.of(ev.Notice))
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("length", value) for value in (-5, 0, 2**40, 2**62, 2**63 - 1, -(2**63))),
+        *(("start", value) for value in (-1, 2**40, 2**63 - 1, -(2**63))),
+        *(("file", value) for value in (-1, 0, 2**63 - 1)),
+        *(("runs", value) for value in ("", "[5]", "[[0, 1e999]]", "[[1e999, 4]]", "[[NaN, 4]]", '[["a", 4]]')),
+        *(("owner", value) for value in ("\0", "..", "../..", ".", "a/b", "x" * 5000)),
+    ],
+)
+def test_a_row_with_impossible_values_counts_as_absent(database: Path, column: str, value: object) -> None:
+    with Store(database) as store:
+        session = a_session(store)
+        store.evicted.append(session, EvictedPage(2, ((0, 4),), "ids", "model", "float32", "native", 0), b"x" * 100)
+        with store._open.write() as connection:
+            connection.execute(f"UPDATE evicted SET {column} = ?", (value,))
+        found = store.evicted.pages(session)
+        assert [store.evicted.read(stored) for stored in found] in ([], [None])
+
+
 def test_files_are_private_and_go_with_the_session(database: Path) -> None:
     with running(store=database) as chat:
         talk(chat)

@@ -41,6 +41,10 @@ def test_a_circle_of_a_damaged_database_is_listed_once() -> None:
 def test_gaps() -> None:
     assert gaps([(2, 4), (4, 6), (8, 9)], 12) == [(0, 2), (6, 8), (9, 12)]
     assert gaps([(0, 5)], 5) == []
+    # damaged rows: before the file, behind its end, and over each other
+    assert gaps([(-9, -4), (2, 2**62)], 5) == [(0, 2)]
+    assert gaps([(2**62, 2**62 + 4)], 5) == [(0, 5)]
+    assert gaps([(0, 4), (1, 2)], 5) == [(4, 5)]
 
 
 @pytest.fixture

@@ -376,6 +376,24 @@ def test_a_size_limit_that_the_database_has_reached_is_named(path: Path) -> None
         store.change(session, [("title", "y")], {})
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of files")
+def test_a_limit_of_open_files_that_leaves_one_is_named(path: Path) -> None:
+    """One file can still be opened, so the error advised making the folder writable."""
+    import resource
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first = os.open(path.parent, os.O_RDONLY)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first + 2, limits[1]))
+    try:
+        found = failures.why_not_writable(path.parent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.close(first)
+    assert found == errno.EMFILE
+    assert failures.why_not_writable(path.parent) is None
+
+
 def damaged_schema(path: Path, *statements: str) -> str:
     """Save a session, change the schema behind SQLite's back, and return the session's id."""
     with Store(path) as store:
