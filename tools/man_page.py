@@ -17,7 +17,7 @@ EXIT_CODES = {
     ExitCode.OK: "Success.",
     ExitCode.FAILURE: "Something failed at run time, for example a turn of a piped conversation.",
     ExitCode.USAGE: "A flag, an environment variable or a configuration file is wrong.",
-    ExitCode.MODEL: "The model cannot be found, fetched, read or used.",
+    ExitCode.MODEL: "The model cannot be found, fetched, read or used, or memory ran out.",
     ExitCode.CHECK_FAILED: "A check of verify, or an invariant of replay, does not hold.",
     ExitCode.STORE: "Saved sessions cannot be read or written, or the session does not exist or is open elsewhere.",
     ExitCode.HUNG_UP: "The terminal was closed.",

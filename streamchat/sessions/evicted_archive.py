@@ -63,6 +63,7 @@ class EvictedArchive:
         if self._writer is None or self._writer.limits != limits:
             self.close()
             self._writer = EvictedWriter(self._pages, limits, self._tell)
+            self._writer.start()
         self._kind = settings.archive
         self._conversation, self._identity, self._session = conversation, identity, session
         history.on_evicted = self._collect

@@ -70,6 +70,23 @@ class EvictedWriter:
         self._closed = False
         self._has_told = self._has_failed = False
 
+    def start(self) -> bool:
+        """Start the thread that writes, unless it runs; return whether it does.
+
+        Call it before memory runs out: if a new thread has no memory to begin with, Python waits for it forever.
+        """
+        with self._changed:
+            if self._thread is None:
+                self._closed = False
+                thread = threading.Thread(target=self._run, name="evicted tokens", daemon=True)
+                try:
+                    thread.start()
+                except (RuntimeError, MemoryError):
+                    _log.warning("evicted tokens are not archived: no thread could be started", exc_info=True)
+                    return False
+                self._thread = thread
+            return True
+
     def put(self, session: str, page: EvictedPage, tokens: EvictedTokens, kind: Kind) -> None:
         """Queue tokens to be archived. If too many are waiting already, drop the new ones and log a warning."""
         if self._bytes + tokens.nbytes > QUEUE_BYTES:
@@ -120,15 +137,8 @@ class EvictedWriter:
 
     def _add(self, job: _Job) -> None:
         with self._changed:
-            if self._thread is None:
-                self._closed = False
-                thread = threading.Thread(target=self._run, name="evicted tokens", daemon=True)
-                try:
-                    thread.start()
-                except (RuntimeError, MemoryError):
-                    _log.warning("evicted tokens are not archived: no thread could be started", exc_info=True)
-                    return
-                self._thread = thread
+            if not self.start():
+                return
             self._jobs.append(job)
             self._bytes += job.tokens.nbytes
             self._changed.notify_all()

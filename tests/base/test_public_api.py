@@ -45,6 +45,8 @@ EXIT_CODES = {
     "ModelError": 3,
     "ModelNotFoundError": 3,
     "UnsupportedModelError": 3,
+    "OutOfMemoryError": 3,
+    "LimitError": 1,
     "CacheError": 1,
     "WireError": 1,
     "ChunkTooLargeError": 1,

@@ -137,3 +137,15 @@ def test_no_thread_to_write_with_costs_the_archive_only(database: Path, monkeypa
         writer.put(session, *some(3), "native")
         writer.close()
         assert [page.turn for page, _ in store.evicted.pages(session)] == [3]
+
+
+def test_the_thread_starts_with_the_chat_and_not_when_memory_may_have_run_out(database: Path) -> None:
+    def writers() -> int:
+        return sum(thread.name == "evicted tokens" for thread in threading.enumerate())
+
+    before = writers()
+    with running(store=database) as chat:
+        chat.turn("nothing is evicted")
+        assert not chat.of(ev.TokensEvicted)
+        assert writers() == before + 1
+    assert writers() == before
