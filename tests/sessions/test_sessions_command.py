@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,23 @@ def test_importing_pairs_up_messages(tmp_path: Path) -> None:
     assert [(t.number, t.text, t.reply) for t in turns] == [(1, "", "hello"), (2, "a\n\nb", "c\n\nd"), (3, "e", "")]
     with pytest.raises(StoreError, match="missing: no such file; nothing was imported"):
         read_sessions(tmp_path / "missing")
+
+
+def test_importing_keeps_why_replies_ended(tmp_path: Path) -> None:
+    session = saved()
+    reasons = ["stop", "length", "cancelled"]
+    with Store() as store:
+        turns = [
+            replace(turn, finish_reason=reason) for turn, reason in zip(store.load(session).turns, reasons, strict=True)
+        ]
+        store.write(session, turns=turns)
+        text = export(store.load(session), "jsonl")
+    file = tmp_path / "file.jsonl"
+    file.write_text(text, encoding="utf-8")
+    assert [turn.finish_reason for turn in read_sessions(file)[0].turns] == reasons
+    for odd in ('"asleep"', "7", "[1]", "{}", "null"):
+        file.write_text(text.replace('"length"', odd), encoding="utf-8")
+        assert [turn.finish_reason for turn in read_sessions(file)[0].turns] == ["stop", None, "cancelled"]
 
 
 @pytest.mark.parametrize("name", ["last", "zzzzzz"])

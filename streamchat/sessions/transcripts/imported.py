@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from streamchat.base.errors import ConfigError, StoreError
+from streamchat.base.events import FinishReason
 from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.sanitize import one_line
 from streamchat.base.text_files import read_text
@@ -21,6 +22,7 @@ from streamchat.store.rows import LATEST
 
 MAX_BYTES = 1_000_000_000
 """Maximum size of a file. Reading takes several times its size in memory."""
+FINISH_REASONS = get_args(FinishReason)
 
 
 class ImportedSession:
@@ -160,5 +162,7 @@ def _turns(messages: list[Message]) -> list[StoredTurn]:
             turns.append(StoredTurn(len(turns) + 1, text, reply, 0, 0, 0, array("i"), started=at, finished=at))
         else:
             turns[-1].reply += ("\n\n" if turns[-1].reply else "") + content
+        if role == "assistant" and message.finish_reason in FINISH_REASONS:
+            turns[-1].finish_reason = message.finish_reason
         last = role
     return turns

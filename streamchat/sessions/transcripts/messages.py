@@ -65,6 +65,8 @@ class Message:
     """Line of the file that its record starts on."""
     at: Any = None
     """When it was sent, as the file says it: seconds since 1970 unless the file is wrong."""
+    finish_reason: Any = None
+    """Why a reply ended, as the file says it: a `FinishReason` in our exports."""
 
 
 @dataclass
@@ -130,7 +132,7 @@ def message_of(message: Any, skipped: Counter[str] | None = None) -> Message | N
         content = "\n".join(_part(part, role, skipped) for part in content)
     if not isinstance(content, str):
         raise TranscriptError(f"the content of a message from {role} must be a string, not {type_name(content)}")
-    return Message(ROLES[role], content, at=message.get("at"))
+    return Message(ROLES[role], content, at=message.get("at"), finish_reason=message.get("finish_reason"))
 
 
 def _part(part: Any, role: str, skipped: Counter[str] | None) -> str:
