@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Literal
 
+from streamchat.base.out_of_memory import OUT_OF_MEMORY, is_out_of_memory
 from streamchat.base.sanitize import encodable, sentence
 
 
@@ -53,12 +54,6 @@ class ExitCode(IntEnum):
     """The reader of stdout has exited (128 + SIGPIPE, as in shells)."""
     TERMINATED = 143
     """Terminated from outside (128 + SIGTERM, as in shells)."""
-
-
-OUT_OF_MEMORY = (
-    "out of memory, or the limit of this shell (ulimit -v) is reached; close other programs, raise the limit or "
-    "choose a smaller model"
-)
 
 
 TOO_MANY_FILES = "too many open files; raise the limit of this shell, for example with `ulimit -n 1024`"
@@ -194,24 +189,6 @@ def describe_unexpected(error: BaseException) -> str:
     """Return `ValueError: the first line of its text` for an error that was not written for the user."""
     name, text = type(error).__name__, first_line(error)
     return name if text == name else f"{name}: {text}"
-
-
-_NO_MEMORY = (
-    "not enough memory",  # torch on a CPU raises a plain RuntimeError, with a different text on each system
-    "can't allocate memory",
-    "std::bad_alloc",
-    "Cannot allocate memory",  # safetensors, and the loader of libraries
-    "failed to map segment from shared object",
-)
-"""In the text of errors that have no type for a lack of memory."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the error means that memory ran out. Does not import torch, whose import may be what failed."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    is_torchs = any(each.__name__ == "OutOfMemoryError" for each in type(error).__mro__)
-    return is_torchs or any(words in str(error) for words in _NO_MEMORY)
 
 
 def limit_reached(error: BaseException) -> StreamchatError | None:

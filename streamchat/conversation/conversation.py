@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from streamchat.base import events as ev
-from streamchat.base.errors import CacheFullError, ConfigError, TurnError, is_out_of_memory
+from streamchat.base.errors import CacheFullError, ConfigError, TurnError
+from streamchat.base.out_of_memory import is_out_of_memory
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from streamchat.base.errors import is_out_of_memory
+from streamchat.base.out_of_memory import is_out_of_memory
 from streamchat.cache import checkpoint
 from streamchat.cache.checkpoint import CacheCheckpoint
 from streamchat.cache.evicted import EvictedTokens

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto import modeling_auto
 
 from streamchat.base.devices import is_spread
-from streamchat.base.errors import ModelNotFoundError, StreamchatError, UnsupportedModelError, is_out_of_memory, short
+from streamchat.base.errors import ModelNotFoundError, StreamchatError, UnsupportedModelError, short
+from streamchat.base.out_of_memory import is_out_of_memory
 from streamchat.base.progress import Progress, silent
 from streamchat.base.sanitize import encodable
 from streamchat.models.adapters import merge

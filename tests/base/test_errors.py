@@ -12,11 +12,11 @@ from streamchat.base.errors import (
     TurnError,
     describe_unexpected,
     first_line,
-    is_out_of_memory,
     limit_reached,
     reason_of,
     short,
 )
+from streamchat.base.out_of_memory import is_out_of_memory
 
 
 @pytest.mark.parametrize(

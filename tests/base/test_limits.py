@@ -13,6 +13,8 @@ import psutil
 import pytest
 
 from streamchat.base import cgroups as groups
+from streamchat.base.errors import ExitCode
+from streamchat.base.out_of_memory import OUT_OF_MEMORY
 from streamchat.cli import main as cli
 from streamchat.models import limits
 from tests.support.models_help import save, tiny_llama
@@ -94,7 +96,7 @@ def test_a_shell_that_allows_too_little_memory_is_named(kilobytes: int, is_folde
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("kilobytes", [20_000, 25_000, 30_000])
+@pytest.mark.parametrize("kilobytes", [14_000, 25_000, 60_000])
 @pytest.mark.parametrize("arguments", ["", "sessions list"])
 def test_a_shell_that_allows_too_little_memory_for_imports_is_named(kilobytes: int, arguments: str) -> None:
     done = run_limited(kilobytes, arguments)
@@ -102,6 +104,17 @@ def test_a_shell_that_allows_too_little_memory_for_imports_is_named(kilobytes: i
     assert done.stderr.startswith("streamchat: ")
     assert "ulimit -v" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_memory_that_runs_out_while_an_error_is_reported_is_named() -> None:
+    code = (
+        "import streamchat.__main__ as entry\n"
+        "def fails(argv):\n    raise MemoryError\n"
+        "entry._main = fails\nprint(entry.main([]))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (ExitCode.MODEL, "")
+    assert done.stderr == f"streamchat: {OUT_OF_MEMORY}\n"
 
 
 def test_doctor_names_the_limit_of_the_shell_and_shows_the_rest() -> None:

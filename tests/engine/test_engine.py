@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from streamchat.base import events as ev
-from streamchat.base.errors import NO_THREAD, OUT_OF_MEMORY, TOO_MANY_FILES, ExitCode, ModelNotFoundError
+from streamchat.base.errors import NO_THREAD, TOO_MANY_FILES, ExitCode, ModelNotFoundError
+from streamchat.base.out_of_memory import OUT_OF_MEMORY
 from streamchat.base.requests import Clear, Retry, SetOption, SetSystemPrompt, Stop, Submit
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
