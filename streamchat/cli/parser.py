@@ -63,8 +63,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.asked: argparse.ArgumentParser = self
-        """Parser of the command that the user gave, whose help an error names."""
-        self.register("type", int, parse_int)  # what `type=int` does with the text
+        """Parser of the given command; errors refer to its help."""
+        self.register("type", int, parse_int)  # how `type=int` converts text
         self.register("type", float, parse_float)
 
     def error(self, message: str) -> NoReturn:

@@ -94,7 +94,7 @@ def _occupy_standard_descriptors() -> None:
 
 
 def drop_output() -> None:
-    """Redirect stdout to the null device: Python would report the error again when it flushes at exit."""
+    """Redirect stdout to the null device. Otherwise Python reports the error again when it flushes at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

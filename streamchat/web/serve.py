@@ -1,4 +1,4 @@
-"""Starts the server of `streamchat web`."""
+"""Start the server of `streamchat web`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def serve(served: Served) -> int:
     """Serve until Ctrl+C and return the exit code.
 
     Raises:
-        ConfigError: textual-serve is not installed, the port cannot be opened, or `url` is not a valid address.
+        ConfigError: textual-serve is not installed, the host or port cannot be used, or `url` is not a valid address.
     """
     try:
         from streamchat.web.server import WebServer
