@@ -28,7 +28,11 @@ def serve(served: Served) -> int:
     _check_port(served.host, served.port)
     for address in gate.addresses():
         print(f"streamchat: {address}/?token={gate.token}", file=sys.stderr)
-    print("streamchat: anyone with this address can use it; press Ctrl+C to stop", file=sys.stderr, flush=True)
+    print(
+        "streamchat: anyone with this address can chat and read the saved sessions; press Ctrl+C to stop",
+        file=sys.stderr,
+        flush=True,
+    )
     with child_processes.safe_environment():
         WebServer(served, gate).serve()
     return ExitCode.OK

@@ -93,7 +93,7 @@ def _unless_page_left(write: Callable[[Any], Awaitable[None]]) -> Callable[[Any]
 
 
 def _is_cancelled() -> bool:
-    """Whether the current task was cancelled; `AppService.run` only returns then."""
+    """Return whether the current task was cancelled; `AppService.run` returns instead of raising then."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
