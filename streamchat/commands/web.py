@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--url",
         default="",
         metavar="URL",
-        help="address that browsers use, if different: a host name or a proxy (https://chat.example.org)",
+        help="address that browsers use, if different, such as that of a proxy (https://chat.example.org)",
     )
     own.add_argument(
         "--files",
