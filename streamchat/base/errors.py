@@ -3,7 +3,7 @@
 StreamchatError
 ├── ConfigError            a setting is unknown, of the wrong type or impossible       exit 2
 ├── ModelError             a model cannot be found, fetched, read or used              exit 3
-│   ├── ModelNotFoundError     no model of that name is here or can be fetched
+│   ├── ModelNotFoundError     no local model has that name, and none could be fetched
 │   ├── UnsupportedModelError  found, but it cannot stream (the text says why)
 │   └── OutOfMemoryError       memory ran out
 ├── CacheError             an operation on the cache is impossible                     exit 1
@@ -11,12 +11,14 @@ StreamchatError
 │   ├── CacheFullError         the budget is reached and nothing may be evicted
 │   ├── EvictionPlanError      an eviction policy made a plan that breaks a rule
 │   └── CacheNotSeenError      a forward pass ran under the hook without the streaming cache
-├── LimitError             too many files or threads for this shell                    exit 1
+├── LimitError             no more open files or threads are allowed                   exit 1
 ├── OutputError            stdout cannot be written, for example to a full disk        exit 1
-├── WireError              another process wrote no valid request or event             exit 1
+│   └── HungUpError            the terminal was closed                                 exit 129
+├── WireError              another process wrote an invalid request or event           exit 1
 ├── TurnError              one turn failed and was rolled back; the chat continues     exit 1
 └── StoreError             saved sessions cannot be read or written                    exit 5
     └── SessionError           a session does not exist, or is open elsewhere
+        └── MissingSessionError    no session has this id
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """A flag, an environment variable or a configuration file is wrong."""
     MODEL = 3
-    """The model cannot be found, fetched, read or used."""
+    """The model cannot be found, fetched, read or used, or memory ran out."""
     CHECK_FAILED = 4
     """A check of `streamchat verify`, or an invariant of `streamchat replay`, does not hold."""
     STORE = 5
@@ -53,7 +55,7 @@ class ExitCode(IntEnum):
     BROKEN_PIPE = 141
     """The reader of stdout has exited (128 + SIGPIPE, as in shells)."""
     TERMINATED = 143
-    """Terminated from outside (128 + SIGTERM, as in shells)."""
+    """Ended by SIGTERM (128 + SIGTERM, as in shells)."""
 
 
 TOO_MANY_FILES = "too many open files; raise the limit of this shell, for example with `ulimit -n 1024`"
@@ -86,7 +88,7 @@ class ModelError(StreamchatError):
 
 
 class ModelNotFoundError(ModelError):
-    """No model of that name is here, and none could be fetched."""
+    """No local model has that name, and none could be fetched."""
 
 
 class UnsupportedModelError(ModelError):
@@ -147,7 +149,7 @@ class TurnError(StreamchatError):
 
 
 class WireError(StreamchatError):
-    """Another process, or another version, wrote no valid request, event or record of figures."""
+    """Another process, or another version, wrote an invalid request, event or record of figures."""
 
     title = "Not a valid message"
 
@@ -176,11 +178,11 @@ class SessionError(StoreError):
 
 
 class MissingSessionError(SessionError):
-    """No saved session has this id, so that trying again cannot help."""
+    """No saved session has this id, so trying again cannot help."""
 
 
 def first_line(error: object) -> str:
-    """Return the first line of an error's text that is not blank; the name of its type if there is none."""
+    """Return the first non-blank line of an error's text; if there is none, the name of its type."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
 
@@ -204,7 +206,7 @@ def limit_reached(error: BaseException) -> StreamchatError | None:
 
 
 def reason_of(error: object) -> str:
-    """Return the reason in words: of an `OSError` the system's text without number and path, else the error's text."""
+    """Return the error's text; for an `OSError`, the system's text without number and path."""
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
@@ -219,9 +221,9 @@ def short(error: object, limit: int = 160) -> str:
 
 @contextmanager
 def refuse(what: str, advice: str) -> Iterator[None]:
-    """Turn any error of a library that reads a model's files into one sentence.
+    """Convert any error of a library that reads a model's files into one sentence.
 
-    Damaged files raise errors of all kinds.
+    Damaged files cause errors of all types.
 
     Args:
         what: What failed, without the reason: "a.gguf cannot be read".

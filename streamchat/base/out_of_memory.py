@@ -15,7 +15,7 @@ _TEXTS = (
     "Cannot allocate memory",  # safetensors, and the loader of libraries
     "failed to map segment from shared object",
 )
-"""In the text of errors that have no type for a lack of memory."""
+"""Texts of errors that report a lack of memory but have a general type."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
-"""Shell completion: argcomplete asks the parser what may follow what was typed, in bash, zsh and fish.
+"""Shell completion in bash, zsh and fish: argcomplete asks the parser which words may follow the typed line.
 
 The script of a shell (`streamchat completion SHELL`) runs `streamchat` with the typed line in the environment at each
-Tab; `answer` then prints the possible words. Nothing of this is imported at any other time.
+Tab; `answer` then prints the possible words. No other start imports this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Completer = Callable[..., Mapping[str, str]]
 
 
 def answer() -> None:
-    """Print what may follow the typed line, and exit."""
+    """Print the completions of the typed line, and exit."""
     from argcomplete import autocomplete
     from argcomplete.completers import DirectoriesCompleter, FilesCompleter, SuppressCompleter
 
@@ -45,7 +45,7 @@ def script(shell: str, program: str = "streamchat") -> str:
 
 
 def _completer(action: argparse.Action) -> Completer | None:
-    """Return what completes the values of a flag or an argument; None if nothing does."""
+    """Return the completer for the values of a flag or an argument; None if there is none."""
     if action.dest == "model":
         return _models
     if action.dest in ("resume", "id") or action.metavar == "SESSION|RUN":

@@ -113,7 +113,7 @@ def config_file_of(args: argparse.Namespace) -> Path | None:
 
 
 def given_flags(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the flags of settings in `args`, and `--config`, as another process can be given them."""
+    """Return `--config` and the setting flags in `args`, for the command line of another process."""
     found = [] if (file := config_file_of(args)) is None else [f"--config={file.absolute()}"]
     for name in setting_fields():
         value, flag = getattr(args, name, None), loader.flag_of(name)

@@ -19,7 +19,10 @@ FrontEnd = Literal["pipe", "prompt", "app"]
 def choose_front_end(
     plain: bool, stdin: IO[Any] | None, stdout: IO[Any] | None, environ: Mapping[str, str]
 ) -> FrontEnd:
-    """Return the pipe if stdin or stdout is not a terminal, the prompt if asked for, else the app."""
+    """Return the pipe if stdin or stdout is not a terminal, else the prompt or the app.
+
+    The prompt is chosen with `plain` and on dumb terminals; a browser tab always gets the app.
+    """
     if in_browser(environ):
         return "app"  # its stdin and stdout are pipes
     if stdin is None or stdout is None or not (stdin.isatty() and stdout.isatty()):

@@ -110,7 +110,7 @@ def _show_traceback() -> None:
 
 
 def _dispatch(argv: list[str]) -> int:
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow what was typed
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
         from streamchat.cli import completion
 
         completion.answer()
@@ -130,7 +130,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def make_engine(configuration: Configuration, save: bool, session: str | None, agreed_model: str = "") -> ChatEngine:
-    """Return an engine that is not started yet.
+    """Return a new engine, without starting it.
 
     Args:
         save: Whether the conversation is saved.
@@ -147,9 +147,9 @@ def check_model(name: str, adapter: str = "") -> None:
     """Check the local files of a model and its adapters before the app takes over the screen.
 
     Raises:
-        ModelError: The name is not a model, its folder cannot be loaded, an adapter cannot, or the shell limits the
-            memory too much.
-        ConfigError: An adapter needs peft, and it is not installed.
+        ModelError: The name is not a model, its folder or an adapter cannot be loaded, or the memory limit of the shell
+            is too low.
+        ConfigError: An adapter needs peft, which is not installed; or Python runs without docstrings.
     """
     from streamchat.models import catalogue
     from streamchat.models.limits import check_start
@@ -199,7 +199,7 @@ def resolve_session(name: str, configuration: Configuration, *, may_ask: bool) -
 
 
 def _is_agreed(question: str) -> bool:
-    """Ask the user on stderr."""
+    """Ask a yes-or-no question on stderr, and return whether the answer is yes."""
     print(one_line(f"streamchat: {question} [y/N]"), end=" ", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -216,7 +216,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         ModelError: The name is not a model, or its local files cannot be loaded.
         SessionError: The session does not exist, or is open in another process.
     """
-    gc.disable()  # the imports of a start make many objects, and no garbage; the engine enables it when it starts
+    gc.disable()  # the imports at a start create many objects but no garbage; the engine enables it when it starts
     from streamchat.base.events import TurnFinished
     from streamchat.cli.saving import SavingOutcome
     from streamchat.telemetry import trace

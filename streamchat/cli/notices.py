@@ -1,4 +1,4 @@
-"""Lines for people on stderr, beside what a command prints."""
+"""Notices on stderr, separate from the output of a command."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Say the new command, and run it."""
+    """Print the name of the new command, and run it."""
     from streamchat.web.serve import serve  # deferred: no other start needs it
 
     flags.configuration_of(args)

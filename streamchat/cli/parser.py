@@ -63,8 +63,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.asked: argparse.ArgumentParser = self
-        """Parser of the command that the user gave, whose help an error names."""
-        self.register("type", int, parse_int)  # what `type=int` does with the text
+        """Parser of the given command; errors refer to its help."""
+        self.register("type", int, parse_int)  # how `type=int` converts text
         self.register("type", float, parse_float)
 
     def error(self, message: str) -> NoReturn:
@@ -132,8 +132,8 @@ def build_parser(*, with_commands: bool = True) -> tuple[Parser, Subparsers[Pars
         nargs="?",
         const="last",
         metavar="ID",
-        help="resume a saved conversation (default: the last one); ID is an id of `streamchat sessions`, or the "
-        "start of one",
+        help="resume a saved conversation (default: the last one); ID is an id that `streamchat sessions` lists, or "
+        "the start of one",
     )
     old_serve.add_flags(parser)
     parser.add_argument("--tab-files", action="store_true", help=argparse.SUPPRESS)  # given by `streamchat web` to tabs
@@ -157,7 +157,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         SystemExit: `--help` or `--version` was printed.
     """
     if not any(word in COMMANDS or word in ("-h", "--help") for word in argv):
-        with suppress(ConfigError):  # wrong: the complete parser says what is wrong
+        with suppress(ConfigError):  # the complete parser reports the error
             return _parse(argv, with_commands=False)
     return _parse(argv)
 

@@ -1,4 +1,4 @@
-"""What a run says about its saved sessions when it ends."""
+"""The notice about saved sessions at the end of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from streamchat.base import events as ev
 
 
 class SavingOutcome:
-    """Follows the events of a run: which session is open, and whether its latest turns are saved."""
+    """Tracks which session a run has open, and whether its latest turns are saved."""
 
     def __init__(self) -> None:
         self._session: str | None = None
@@ -15,7 +15,7 @@ class SavingOutcome:
         self._lost: list[str] = []
 
     def apply(self, event: ev.Event) -> None:
-        """Take note of an event."""
+        """Update the outcome from an event."""
         match event:
             case ev.SessionOpened(session=session):
                 if self._session not in (None, session):
@@ -31,13 +31,13 @@ class SavingOutcome:
 
     @property
     def lost(self) -> list[str]:
-        """The conversations of this run whose latest turns or changes are not saved although they should be."""
+        """Conversations of this run whose latest turns or changes should be saved, but are not."""
         if self._works or not (self._has_turns or self._session):
             return self._lost
         return [*self._lost, self._session or "this conversation"]
 
     def sentence(self, *, is_pipe: bool) -> str:
-        """Return what to tell the user at the end; '' if nothing. For a pipe, that is only what is not saved."""
+        """Return the notice for the end of the run, or ''. A pipe gets one only for turns that are not saved."""
         if self.lost and (is_pipe or not self._works):
             return f"the latest turns of {', '.join(self.lost)} were not saved"
         if self._session is None or is_pipe:

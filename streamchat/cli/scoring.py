@@ -46,7 +46,7 @@ def add_text_flags(
         "files",
         nargs="*",
         metavar="FILE",
-        help="text files, one document each; - is stdin (default: Python's help)",
+        help="text files, one document each; - is stdin (default: the text of Python's help)",
     )
     group.add_argument(
         "--max-tokens",

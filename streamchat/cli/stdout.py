@@ -44,7 +44,7 @@ class Output:
         return Output(self._stream.buffer, self._is_terminal)
 
     def is_hung_up(self) -> bool:
-        """Whether the stream was a terminal and has been closed."""
+        """Return whether the stream was a terminal and has been closed."""
         return self._is_terminal and not self._stream.isatty()
 
     def _told(self, error: OSError) -> Exception:
@@ -59,7 +59,7 @@ class Output:
 
 
 def is_hung_up(error: Exception) -> bool:
-    """Whether `error`, for example a `termios.error`, was raised because the terminal was closed."""
+    """Return whether `error`, for example a `termios.error`, was raised because the terminal was closed."""
     return error.args[:1] == (errno.EIO,) and isinstance(sys.stdout, Output) and sys.stdout.is_hung_up()
 
 
@@ -94,7 +94,7 @@ def _occupy_standard_descriptors() -> None:
 
 
 def drop_output() -> None:
-    """Redirect stdout to the null device: Python would report the error again when it flushes at exit."""
+    """Redirect stdout to the null device. Otherwise Python reports the error again when it flushes at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

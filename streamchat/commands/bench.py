@@ -57,8 +57,8 @@ MAX_THREADS = 1024
 """Maximum of `--threads`: no machine has so many cores, and torch would start them all."""
 
 HELP = (
-    "measure speed and memory against other methods, the decode step, a busy machine, a GPU, the app, startup, "
-    "memory, resuming, and right answers by sampling settings"
+    "compare speed and memory with other methods; measure the decode step, a busy machine, a GPU, the app, startup, "
+    "memory, resuming, and the right answers of each sampling setting"
 )
 DESCRIPTION = (
     "Benchmark on this machine with one loaded model. By default compares methods of handling a long "

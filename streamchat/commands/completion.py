@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "print the script for completion in a shell"
+HELP = "print the completion script of a shell"
 DESCRIPTION = (
     "Print the script that lets bash, zsh or fish complete commands, flags, choices, files, saved sessions and models. "
     'In ~/.bashrc or ~/.zshrc: eval "$(streamchat completion bash)" (or zsh); in ~/.config/fish/config.fish: '

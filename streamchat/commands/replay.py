@@ -92,12 +92,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="replay every file (with --fresh: every record) as a separate conversation, in N processes at a time",
+        help="replay every file (with --fresh: every record) as a separate conversation, N processes at a time",
     )
     own.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="the same on a Ray cluster, one worker per CPU or --workers N; 'local' starts a cluster here (needs ray)",
+        help="replay like --workers on a Ray cluster, with one worker per CPU or --workers N; 'local' starts a cluster "
+        "here (needs ray)",
     )
     own.add_argument(
         "--chaos",

@@ -30,8 +30,8 @@ MAX_LIMIT = 2**31
 
 HELP = "list, show, rename, delete, export and import saved conversations"
 DESCRIPTION = (
-    "Manage saved conversations (sessions). `streamchat --resume ID` resumes one; ID is 'last', an id, "
-    "or the start of one."
+    "Manage saved conversations (sessions). `streamchat --resume ID` resumes one. ID is 'last', an id, "
+    "or the start of an id."
 )
 
 
@@ -48,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     def one(name: str, text: str) -> argparse.ArgumentParser:
         action: argparse.ArgumentParser = actions.add_parser(name, help=text)
-        action.add_argument("id", metavar="ID", help="'last', an id, or the start of one")
+        action.add_argument("id", metavar="ID", help="'last', an id, or the start of an id")
         return action
 
     one("show", "print a session, and mark the messages that the model no longer sees")
@@ -58,19 +58,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     deleting.add_argument("--keep-backups", action="store_true", help="do not delete it from the backups")
     exporting = one("export", "export a session to a file or stdout")
     exporting.add_argument(
-        "--format", choices=tuple(FORMATS.values()), help="default: by the name of FILE, else markdown"
+        "--format", choices=tuple(FORMATS.values()), help="format (default: from the name of FILE, else markdown)"
     )
     exporting.add_argument("-o", "--output", metavar="FILE", help="new file (default: stdout)")
-    importing = actions.add_parser("import", help="import conversations of streamchat or another program")
+    importing = actions.add_parser("import", help="import conversations from streamchat or another program")
     importing.add_argument(
         "file", metavar="FILE", help="an export of streamchat or ChatGPT, or JSON in the format of OpenAI or ShareGPT"
     )
     which = importing.add_mutually_exclusive_group()
     which.add_argument("--all", action="store_true", help="import every conversation of the file as a session")
     which.add_argument(
-        "--pick", action="append", metavar="N|TITLE", help="import conversation N, or those with this in the title"
+        "--pick", action="append", metavar="N|TITLE", help="import conversation N, or all whose title contains TITLE"
     )
-    which.add_argument("--list", action="store_true", help="list the conversations of the file, and import none")
+    which.add_argument("--list", action="store_true", help="list the conversations of the file, but import none")
     actions.add_parser("backups", help="list the backups of the database")
     actions.add_parser("repair", help="rebuild the indexes of the database")
     restoring = actions.add_parser("restore-backup", help="move the database aside and replace it with a backup")

@@ -11,8 +11,8 @@ from streamchat.web.serve import serve
 HELP = "serve the app to a browser"
 DESCRIPTION = (
     "Serve the app to a browser, through textual-serve. Each tab is a separate chat, which resumes after a reload "
-    "of the page. Prints the address to open, with a token that is new at each start; Ctrl+C stops the server and "
-    "its chats, which are saved."
+    "of the page. Prints the address to open, with a new token at each start. Ctrl+C saves the chats and stops the "
+    "server."
 )
 
 
@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--url",
         default="",
         metavar="URL",
-        help="address that browsers use, if different: a host name or a proxy (https://chat.example.org)",
+        help="address that browsers use, if different, such as that of a proxy (https://chat.example.org)",
     )
     own.add_argument(
         "--files",
@@ -39,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="last",
         metavar="ID",
-        help="a saved conversation for the first tab (default: the last one)",
+        help="resume a saved conversation in the first tab (default: the last one)",
     )
     flags.add_setting_flags(parser)
 

@@ -162,8 +162,8 @@ class Settings:
     decode: Decode = _MODEL.harmless(
         "auto",
         "Step that computes new tokens: auto (the fastest for the model), fused (fused kernels; on a CPU, compiled "
-        "ones), graph (PyTorch operations; on a GPU, a captured step), or plain (transformers). If the model lacks "
-        "one, the next is used",
+        "ones), graph (PyTorch operations; on a GPU, a captured step), or plain (transformers). If the model does not "
+        "support one, the next is used",
         choices=get_args(Decode),
     )
     attention: Attention = _MODEL.harmless(
@@ -179,7 +179,7 @@ class Settings:
     kv_dtype: KvDtype = _CACHE.harmless(
         "auto",
         "How cached keys and values are stored: native (as dtype says), int8, k8v4 (keys in int8, values in int4), or "
-        "int4; auto chooses int8 if, measured here, it costs at most 0.1 % of perplexity and is not slower",
+        "int4; auto chooses int8 if a measurement shows that it costs at most 0.1 % of perplexity and is not slower",
         choices=get_args(KvDtype),
     )
     compression_ratio: float = _CACHE.harmless(
@@ -273,10 +273,13 @@ class Settings:
         live=True,
     )
     dry_allowed_length: int = _GENERATION.harmless(
-        2, "Repeated tokens from which the next one has a DRY penalty", minimum=1, live=True
+        2, "Shortest repeated sequence, in tokens, that DRY penalizes", minimum=1, live=True
     )
     dry_penalty_last_n: int = _GENERATION.harmless(
-        -1, "Latest tokens in which DRY looks for sequences; -1 = cache_size, 0 = off", minimum=-1, live=True
+        -1,
+        "Number of latest tokens in which DRY looks for repeated sequences; -1 = cache_size, 0 = off",
+        minimum=-1,
+        live=True,
     )
     dry_sequence_breakers: str = _GENERATION.harmless(
         '\\n : " *',
@@ -302,8 +305,8 @@ class Settings:
     )
     speculation: Speculation = _GENERATION.harmless(
         "auto",
-        "Propose text that occurred before, and verify several tokens per forward pass: auto if that is measured to be "
-        "faster (CPU with compiled kernels), or off",
+        "Speculative decoding: propose text that occurred before, and verify several tokens per forward pass; auto "
+        "does so if it is measured to be faster (CPU with compiled kernels)",
         choices=get_args(Speculation),
         live=True,
     )
@@ -361,8 +364,8 @@ class Settings:
     )
     notify: Notify = _INTERFACE.harmless(
         "auto",
-        "How the app reports the end of a long reply if the terminal has no focus: auto notifies if the terminal is "
-        "known to do that, else rings the bell",
+        "How the app reports the end of a long reply if the terminal has no focus: auto sends a notification if the "
+        "terminal is known to show it, else rings the bell",
         choices=get_args(Notify),
         live=True,
     )

@@ -1,4 +1,4 @@
-"""Memory that this process may still allocate, limited by the machine, the container and the shell."""
+"""How much memory this process may allocate: limits of the machine, the container and the shell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.base.formatting import human_bytes
 
 START_BYTES = 1_250_000_000
-"""Address space of Python with torch and transformers before any model (1.0 GB measured with two threads)."""
+"""Address space that torch and transformers need before a model is loaded (1.0 GB measured with two threads)."""
 
 
 def available_memory() -> int:
@@ -24,7 +24,7 @@ def available_memory() -> int:
 
 
 def check_start() -> None:
-    """Refuse to start if torch and transformers cannot be imported. Call it before the first import of them.
+    """Check that torch and transformers can be imported. Call this before their first import.
 
     Raises:
         ConfigError: Python runs without docstrings, which transformers reads.
@@ -44,9 +44,9 @@ def check_start() -> None:
 
 
 def _choose_temporary_folder() -> None:
-    """Choose a folder for temporary files although nothing can be written into any, for example on a full disk.
+    """Choose a folder for temporary files even if none is writable, for example on a full disk.
 
-    torch asks for the folder when it is imported, which otherwise fails. It writes nothing there.
+    torch asks for the folder when it is imported, and fails without one. It writes nothing there.
     """
     try:
         tempfile.gettempdir()
@@ -71,7 +71,7 @@ def _address_space_left() -> int | None:
 
 
 def _cgroup_left() -> int | None:
-    """Return the bytes left in the tightest enclosing cgroup, or None without a limit. File caches count as free."""
+    """Return the bytes left in the enclosing cgroup with the fewest, or None without a limit; file caches are free."""
     left = (_left_in(folder, NAMES[version]) for folder, version in group_folders("memory"))
     return min((size for size in left if size is not None), default=None)
 

@@ -51,11 +51,11 @@ def ensure(
 
     Args:
         target: The finished folder.
-        build: Fills the folder that it is given and returns the contents of the manifest. If it raises, nothing is
-            left behind. Files next to the folder that it is given are temporary.
+        build: Fills the given folder and returns the contents of the manifest. If it raises, nothing is left behind.
+            It may write temporary files next to the given folder; they are deleted.
         what: Name for messages.
         progress: Called while waiting for another process; may raise to cancel.
-        need_bytes: Maximum disk space for building; `build` may also call `check_space` itself.
+        need_bytes: Maximum disk space that building needs; `build` may also call `check_space` itself.
 
     Raises:
         ModelNotFoundError: The disk is full or the folder cannot be written.
@@ -104,9 +104,9 @@ def _prefix(target: Path) -> str:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove the unfinished folders of killed processes, also those of other targets, which may never be built again.
+    """Remove the unfinished folders of killed processes, for all targets: some may never be built again.
 
-    Called under the lock of `target`. The lock of another target is free if no process is building it.
+    The caller holds the lock of `target`. The lock of another target is free if no process is building it.
     """
     for path in target.parent.glob(f"{_BUILDING}*"):
         other = target.with_name(path.name.removeprefix(_BUILDING).rpartition("-")[0])
@@ -139,7 +139,17 @@ def _exclusive(target: Path, what: str, progress: Progress) -> Iterator[None]:
 
 
 def check_space(folder: Path, need_bytes: int, what: str, variable: str = "STREAMCHAT_HOME") -> None:
-    """Raise ModelNotFoundError if the disk of `folder`, which `variable` sets, has less than `need_bytes` free."""
+    """Check that the disk of `folder` has `need_bytes` free.
+
+    Args:
+        folder: An existing folder.
+        need_bytes: Maximum disk space that is needed.
+        what: Name for messages.
+        variable: Environment variable that sets the folder, for the message.
+
+    Raises:
+        ModelNotFoundError: It has less.
+    """
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise ModelNotFoundError(

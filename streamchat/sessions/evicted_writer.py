@@ -35,7 +35,7 @@ class Limits:
 
     @property
     def page(self) -> int:
-        """Maximum size of a page: it and the file to which it is appended, which is not deleted, are in the limits."""
+        """Maximum size of a page. The file that it is appended to is not deleted, so the limits must allow both."""
         return min(self.session, self.in_all) - self.file
 
 
@@ -64,16 +64,16 @@ class EvictedWriter:
         self._bytes = 0
         """Bytes of the jobs that wait or run."""
         self._dropped: dict[str, int] = {}
-        """Session -> the oldest undone turn, if the running job's page is to be dropped after it is written."""
+        """Session -> its oldest undone turn; the running job's page is then dropped after it is written."""
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._has_told = self._has_failed = False
 
     def start(self) -> bool:
-        """Start the thread that writes, unless it runs; return whether it does.
+        """Start the writer's thread if it is not running. Return False if it could not be started.
 
-        Call it before memory runs out: if a new thread has no memory to begin with, Python waits for it forever.
+        Call this before memory runs out: if a new thread has no memory to start with, Python waits for it forever.
         """
         with self._changed:
             if self._thread is None:
@@ -88,7 +88,7 @@ class EvictedWriter:
             return True
 
     def put(self, session: str, page: EvictedPage, tokens: EvictedTokens, kind: Kind) -> None:
-        """Queue tokens to be archived. If too many are waiting already, drop the new ones and log a warning."""
+        """Queue tokens to be archived. If too many are waiting, drop the new ones and log a warning."""
         if self._bytes + tokens.nbytes > QUEUE_BYTES:
             _log.warning("the disk is too slow: %d evicted tokens of turn %d are not archived", tokens.count, page.turn)
             return
@@ -100,11 +100,11 @@ class EvictedWriter:
             return [(job.page, job.tokens) for job in self._jobs if job.session == session]
 
     def drop_from(self, session: str, turn: int, timeout_s: float) -> None:
-        """Drop the tokens that turn `turn` and later ones evicted, whether they are written or not.
+        """Drop the tokens that turn `turn` and later turns evicted, both written and queued ones.
 
         Args:
             session: Id of the session.
-            turn: Number of the first of these turns.
+            turn: Number of the first turn.
             timeout_s: Maximum time to wait for a page that is being written.
 
         Raises:

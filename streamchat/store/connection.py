@@ -17,7 +17,7 @@ from streamchat.store.failures import is_busy
 BUSY_TIMEOUT_S = 10.0
 """How long a write waits while another program keeps the database locked."""
 BLOCKED_TIMEOUT_S = 0.05
-"""The same after a write has waited in vain, until one succeeds: a program that is stopped must not stop a chat."""
+"""How long the next writes wait, until one succeeds: another program that is suspended must not stop a chat."""
 LOG_BYTES = 4_000_000
 """Size to which the write-ahead log shrinks once it is checkpointed. SQLite checkpoints it at 1,000 pages, about this
 size, but while another program reads, it grows."""

@@ -1,12 +1,12 @@
-"""Open databases: one `Database` for each file in a process, private, with a write-ahead log.
+"""The databases that this process has open: one `Database` per file, which only the user can read.
 
 Only SQLite opens and closes the file. On POSIX, closing any descriptor of a file drops all locks that the process has
 on it, including SQLite's; the next program that closes the database would then delete the log that this one uses. The
-only exception is creation, which is exclusive and happens while this process opens no connection.
+only exception is creation, which is exclusive and happens while this process is not opening a connection.
 
-A `Database` has two connections, one for writing and one for reading, each behind a lock. With one shared connection
-the interface would wait whenever the engine waits for another process; one per thread would stay open when its thread
-ends.
+A `Database` has two connections, one for writing and one for reading, each with a lock. With one shared connection, the
+front end would wait whenever the engine waits for another process. A connection per thread would stay open after its
+thread ends.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def database_path() -> Path:
 
 
 def database_identity(path: Path) -> str:
-    """Return a text that tells a database from others, also from those of other machines; '' if there is no file.
+    """Return a text that identifies a database, also across machines; '' if there is no file.
 
     Two programs on one machine that get the same text use the same file.
     """
@@ -63,7 +63,7 @@ class Files:
         self._known: dict[str, tuple[int, int]] = {}
 
     def missing(self) -> bool:
-        """Return whether one of them was deleted or replaced since it was first seen."""
+        """Return whether a file was deleted or replaced since the first check."""
         for name in self._names:
             try:
                 found = os.stat(name)
@@ -94,12 +94,12 @@ class Database:
         self._writing, self._reading = threading.RLock(), threading.RLock()
         self._reader: sqlite3.Connection | None = None
         self._is_blocked = False
-        """Whether the latest write has waited for another program in vain."""
+        """Whether the latest write failed because another program kept the database locked."""
         with as_store_errors(path), ExitStack() as undo:
             paths.private_dir(path.parent)
             self._in_use = UserLock(path)
             undo.callback(self._in_use.release)
-            if self._in_use.is_held:  # so nobody is restoring a backup
+            if self._in_use.is_held:  # so no program is restoring a backup
                 remove_partial(path)
             create_private(path)
             self.writer = connect(path)
@@ -124,7 +124,7 @@ class Database:
         with self._reading, as_store_errors(self.path):
             self.check()
             if self._reader is None:
-                with _registry:  # no other connection is opened meanwhile
+                with _registry:  # no other connection is opened at the same time
                     self._reader = connect(self.path)
             self._reader.execute("BEGIN")
             try:
@@ -154,7 +154,7 @@ class Database:
             self.check()
 
     def be_patient(self) -> None:
-        """Let the next write wait as long as the first one that another program blocked."""
+        """Let the next write wait the full time for another program, even if the latest one has done so."""
         with self._writing:
             self._set_blocked(False)
 
@@ -186,7 +186,7 @@ class Database:
             )
 
     def close(self) -> None:
-        """Close both connections; no write is pending."""
+        """Close both connections."""
         if self._process != os.getpid():
             return  # closing here would drop the locks of the other process
         with self._writing, self._reading:
@@ -201,11 +201,11 @@ class Database:
 _registry = threading.RLock()
 _open: dict[str, Database] = {}
 _inherited: list[Database] = []
-"""Databases of the process that this one was forked from: neither used nor closed here."""
+"""Databases of the parent process, after a fork: neither used nor closed here."""
 
 
 def acquire(path: Path) -> Database:
-    """Return the database at `path`; open it if this process has not done so.
+    """Return the database at `path`; open it if it is not open in this process.
 
     Raises:
         StoreError: The file cannot be opened.
@@ -220,7 +220,7 @@ def acquire(path: Path) -> Database:
 
 
 def release(database: Database) -> None:
-    """Release one use of the database; the last release closes it."""
+    """End one use of the database; the last `release` closes it."""
     with _registry:
         database.users -= 1
         if database.users:

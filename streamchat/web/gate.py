@@ -64,7 +64,7 @@ class Gate:
         return "https" if forwarded.lower() == "https" else "http"
 
     def is_token(self, given: str) -> bool:
-        """Whether `given` is the token, compared in constant time."""
+        """Return whether `given` is the token; compares in constant time."""
         return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self.token.encode())
 
 

@@ -1,4 +1,4 @@
-"""What the server of `streamchat web` and the processes of its tabs must agree on. Cheap to import."""
+"""Shared by the server of `streamchat web` and the processes of its tabs. Cheap to import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from streamchat.base import child_processes
 
 HOST = "127.0.0.1"
-"""This machine only by default: whoever opens the page can use the model and read the chats."""
+"""By default this machine only: anyone who opens the page can use the model and read the chats."""
 PORT = 8000
 WEB_DRIVER = "web_driver"
 """Part of TEXTUAL_DRIVER if textual-serve started this process."""
@@ -25,7 +25,7 @@ FILES_REFUSED = (
 
 @dataclass(frozen=True)
 class Served:
-    """What `streamchat web` was asked to serve."""
+    """Arguments of `streamchat web`."""
 
     settings: Sequence[str] = ()
     """Flags of the settings, for the process of each tab."""
@@ -42,7 +42,7 @@ class Served:
 
 
 def tab_command(served: Served, session: str | None) -> str:
-    """Return the shell command of a tab: it starts in our own folder, then changes to the current one.
+    """Return the shell command of a tab: it starts in streamchat's folder, then changes to the current one.
 
     Args:
         session: The saved session to resume, if any.
@@ -55,5 +55,5 @@ def tab_command(served: Served, session: str | None) -> str:
 
 
 def in_browser(environ: Mapping[str, str]) -> bool:
-    """Whether this process is a browser tab."""
+    """Return whether this process runs the app of a browser tab."""
     return WEB_DRIVER in environ.get("TEXTUAL_DRIVER", "")

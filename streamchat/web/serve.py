@@ -1,4 +1,4 @@
-"""Starts the server of `streamchat web`."""
+"""Start the server of `streamchat web`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def serve(served: Served) -> int:
     """Serve until Ctrl+C and return the exit code.
 
     Raises:
-        ConfigError: textual-serve is not installed, the port cannot be opened, or `url` is not a valid address.
+        ConfigError: textual-serve is not installed, the host or port cannot be used, or `url` is not a valid address.
     """
     try:
         from streamchat.web.server import WebServer
@@ -28,7 +28,11 @@ def serve(served: Served) -> int:
     _check_port(served.host, served.port)
     for address in gate.addresses():
         print(f"streamchat: {address}/?token={gate.token}", file=sys.stderr)
-    print("streamchat: anyone with this address can use it; press Ctrl+C to stop", file=sys.stderr, flush=True)
+    print(
+        "streamchat: anyone with this address can chat and read the saved sessions; press Ctrl+C to stop",
+        file=sys.stderr,
+        flush=True,
+    )
     with child_processes.safe_environment():
         WebServer(served, gate).serve()
     return ExitCode.OK

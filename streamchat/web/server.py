@@ -1,4 +1,4 @@
-"""textual-serve's server behind a `Gate`, with a page of our own. Importing this module needs textual-serve."""
+"""textual-serve's server behind a `Gate`, with streamchat's page. Importing this module needs textual-serve."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class WebServer(Server):
         task = asyncio.create_task(self._use_tab(request, websocket))
         self._running[task] = websocket
         task.add_done_callback(self._running.pop)
-        await asyncio.shield(task)  # a page that leaves cancels this handler, but not the end of the process
+        await asyncio.shield(task)  # closing the page cancels this handler, but must not cancel the end of the process
         return websocket
 
     async def on_shutdown(self, app: web.Application) -> None:

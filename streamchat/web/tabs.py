@@ -1,7 +1,7 @@
-"""The tabs of the browser: each runs the app in a process of its own, and resumes its session after a reload.
+"""Browser tabs: each runs the app in a separate process, and resumes its session after a reload.
 
 A page keeps a key for its tab. The process reports the id of its saved session (`SESSION_META`), which is stored under
-that key, so that the next process of the tab can resume it, also after a restart of the server.
+that key, so that the next process of the tab can resume it, even after a restart of the server.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from streamchat.base.atomic_files import read_json, save_result
 from streamchat.web.launch import SESSION_META
 
 KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
-"""What a page may give as the key of its tab."""
+"""Valid keys of tabs."""
 MAX_KNOWN = 256
-"""Tabs whose conversations are remembered; the oldest are forgotten."""
+"""Maximum number of tabs whose sessions are stored; the oldest are dropped."""
 
 
 class Tab(AppService):
@@ -32,7 +32,7 @@ class Tab(AppService):
 
     Args:
         command: Shell command that runs the app.
-        on_session: Called with the id of the saved session, or None when the conversation has none (any more).
+        on_session: Called with the id of the saved session, or None when the conversation has none.
         write_bytes: Sends bytes to the page.
         write_str: Sends text to the page.
         rest: Passed on to `AppService`.
@@ -51,12 +51,12 @@ class Tab(AppService):
         )
         self._on_session = on_session
         self.has_drawn = False
-        """Whether the app has started."""
+        """Whether the app has started to draw."""
 
     async def run(self) -> None:
         """Run the process until it has exited, then close the connection of the page.
 
-        It closes its output first, and exits when its conversation is saved.
+        The process closes its output first, and exits after its conversation is saved.
         """
         await super().run()
         if _is_cancelled():
@@ -66,12 +66,12 @@ class Tab(AppService):
         await self.remote_close()
 
     async def on_data(self, payload: bytes) -> None:
-        """Pass on what the app draws."""
+        """Send the app's output to the page."""
         self.has_drawn = True
         await super().on_data(payload)
 
     async def on_meta(self, data: bytes) -> None:
-        """Handle a message of the app to the server or the page."""
+        """Handle a message from the app to the server or the page."""
         message = json.loads(data)
         if message.get("type") == SESSION_META:
             self._on_session(message["session"])
@@ -80,9 +80,9 @@ class Tab(AppService):
 
 
 def _unless_page_left(write: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-    """Return `write`, which does nothing when the page has left: what the process still draws must be read anyway.
+    """Return a `write` that drops data after the page is closed.
 
-    Otherwise the process would wait for a reader, and could not save and exit.
+    The output of the process must still be read: otherwise it would wait for a reader, and could not save and exit.
     """
 
     async def write_or_drop(data: Any) -> None:
@@ -93,7 +93,7 @@ def _unless_page_left(write: Callable[[Any], Awaitable[None]]) -> Callable[[Any]
 
 
 def _is_cancelled() -> bool:
-    """Whether the current task was cancelled; `AppService.run` only returns then."""
+    """Return whether the current task was cancelled; `AppService.run` returns instead of raising then."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -107,7 +107,7 @@ class _Use:
 
 
 class KnownTabs:
-    """Which session each tab had; kept in a file.
+    """The session of each tab, stored in a file.
 
     Args:
         file: Written when a tab's session changes.
@@ -137,12 +137,13 @@ class KnownTabs:
 
     @asynccontextmanager
     async def use(self, key: str, close: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
-        """Context manager: use `key` alone; another connection with the same key is closed first, and waited for.
+        """Context manager: hold `key` exclusively, after another connection with the same key is closed and has ended.
 
-        A reload comes before the server has seen the old page go, and a copied tab has the key of its original.
+        After a reload, the new page connects before the server notices that the old one is closed. A duplicated tab has
+        the key of its original.
 
         Args:
-            key: '' shares nothing.
+            key: Key of the tab; '' excludes no other connection.
             close: Closes the connection of the caller.
         """
         mine = _Use(close)
