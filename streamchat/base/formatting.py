@@ -74,15 +74,15 @@ def human_when(then: float, now: float) -> str:
     A time that is more than a day ahead, of a wrong clock, is shown as a date.
     """
     ago = now - then
-    if -86400 <= ago < 60:
+    if not -86400 <= ago < 14 * 86400:
+        return time.strftime("%Y-%m-%d", time.localtime(then))
+    if ago < 60:
         return "just now"
-    if 60 <= ago < 3600:
+    if ago < 3600:
         return f"{int(ago // 60)} min ago"
-    if 3600 <= ago < 86400:
+    if ago < 86400:
         return f"{int(ago // 3600)} h ago"
-    if 86400 <= ago < 14 * 86400:
-        return f"{plural(int(ago // 86400), 'day')} ago"
-    return time.strftime("%Y-%m-%d", time.localtime(then))
+    return f"{plural(int(ago // 86400), 'day')} ago"
 
 
 def human_duration(seconds: float) -> str:
