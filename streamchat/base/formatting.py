@@ -69,17 +69,20 @@ def human_seconds(seconds: float) -> str:
 
 
 def human_when(then: float, now: float) -> str:
-    """Format a relative time: 'just now', '5 min ago', '3 h ago', '2 days ago', '2026-11-25'. Arguments: Unix time."""
-    ago = max(0.0, now - then)
+    """Format a relative time: 'just now', '5 min ago', '3 h ago', '2 days ago', '2026-11-25'. Arguments: Unix time.
+
+    A time that is more than a day ahead, of a wrong clock, is shown as a date.
+    """
+    ago = now - then
+    if not -86400 <= ago < 14 * 86400:
+        return time.strftime("%Y-%m-%d", time.localtime(then))
     if ago < 60:
         return "just now"
     if ago < 3600:
         return f"{int(ago // 60)} min ago"
     if ago < 86400:
         return f"{int(ago // 3600)} h ago"
-    if ago < 14 * 86400:
-        return f"{plural(int(ago // 86400), 'day')} ago"
-    return time.strftime("%Y-%m-%d", time.localtime(then))
+    return f"{plural(int(ago // 86400), 'day')} ago"
 
 
 def human_duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import write_text
+from streamchat.base.atomic_files import remove_partial, write_text
 from streamchat.base.errors import reason_of
 from streamchat.base.jsonlines import json_line, split_lines
 from streamchat.base.sanitize import printable, without_blank_ends
@@ -52,7 +52,9 @@ class TypedHistory:
         if path is not None:
             with self._saving():
                 paths.private_dir(path.parent)
-                with _locked(path):
+                with _locked(path) as alone:
+                    if alone:
+                        remove_partial(path)
                     _import_and_trim(path)
             with self._saving():
                 self.entries = [text for _, text in _entries_of(path)]
@@ -81,13 +83,16 @@ class TypedHistory:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the file. If another process has it for longer than `PATIENCE_S`, continue without it."""
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of the file; yield whether it is held.
+
+    If another process has it for longer than `PATIENCE_S`, continue without it.
+    """
     lock = FileLock(path.with_suffix(".lock"), timeout=PATIENCE_S, mode=0o600, is_singleton=False)
     with suppress(Timeout):
         lock.acquire(poll_interval=0.01)
     try:
-        yield
+        yield lock.is_locked
     finally:
         lock.release()
 

@@ -66,7 +66,7 @@ def monitored_sessions(limit: int = 50) -> list[MonitoredSession]:
                 found += _in_store(path, run, limit if run is None else 1)
             except StoreError:
                 continue
-    return sorted(found, key=lambda each: (not each.running, -each.info.updated))[:limit]
+    return sorted(found, key=lambda each: (not each.running, each.info.is_ahead, -each.info.updated))[:limit]
 
 
 def _in_store(path: Path, run: Path | None, limit: int) -> list[MonitoredSession]:

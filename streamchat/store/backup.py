@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from streamchat.base import paths
 from streamchat.base.atomic_files import advice_on, atomic_write
 from streamchat.base.errors import StoreError, reason_of
+from streamchat.store.clock import latest_time
 from streamchat.store.connection import connect, create_private
 from streamchat.store.failures import SQLITE_ERRORS, advise_on_damage, is_damage, text_of, why_not_writable
 from streamchat.store.schema import MIGRATIONS
@@ -30,8 +31,6 @@ from streamchat.store.users import lock_folder
 KEEP = 7
 """Number of daily backups to keep."""
 KEEP_BEFORE_MIGRATION = 2
-CLOCKS_DIFFER_S = 86400.0
-"""A backup whose time is further ahead was made while the clock was wrong."""
 PAGES = 512
 """Pages copied between two checks of whether to stop."""
 
@@ -62,7 +61,7 @@ class Backup:
     @property
     def is_ahead(self) -> bool:
         """Whether its time is in the future, so that its age is unknown."""
-        return self.made > time.time() + CLOCKS_DIFFER_S
+        return self.made > latest_time()
 
 
 def backup_folder(database: Path) -> Path:

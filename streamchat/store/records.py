@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.sanitize import one_line
+from streamchat.store.clock import latest_time
 
 MAX_TITLE = 200
 SCOPE = "api_scope"
@@ -158,6 +159,11 @@ class SessionInfo:
     """Id of the session that it was forked from."""
     parent_turn: int | None = None
     """The last turn of that session that it shares."""
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it was last written while the clock was ahead, so that its age is unknown."""
+        return self.updated > latest_time()
 
     @property
     def is_imported(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import MissingSessionError, SessionError, StoreError
+from streamchat.store.clock import latest_time
 from streamchat.store.database import Database, acquire, database_identity, database_path, release
 from streamchat.store.evicted import EvictedPages
 from streamchat.store.failures import as_store_errors, reads_rows
@@ -40,6 +41,8 @@ _INFO = """
     SELECT s.*, (SELECT count(*) FROM turns t WHERE t.session = s.id AND t.state != 'undone') AS turns
     FROM sessions s
 """
+_NEWEST_FIRST = "ORDER BY s.updated > ?, s.updated DESC"
+"""Its value is `latest_time()`: sessions that were written while the clock was ahead come last."""
 SHARED = 8
 """How many rows are read for each message that a search returns, since forks share messages."""
 _INDEX = "JOIN words ON words.rowid = m.id"
@@ -337,7 +340,8 @@ class Store:
                 f"{_INDEX if query.match else ''} JOIN turns t ON t.id = m.turn WHERE {condition})"
             )
             values = [like(words.strip()), *wanted]
-        rows = self._read(f"{_INFO} {where} ORDER BY s.updated DESC LIMIT ?", *values, -1 if limit is None else limit)
+        order = f"{_NEWEST_FIRST} LIMIT ?"
+        rows = self._read(f"{_INFO} {where} {order}", *values, latest_time(), -1 if limit is None else limit)
         return [info_of(row) for row in rows]
 
     @reads_rows
@@ -349,10 +353,10 @@ class Store:
         """
         name = clean(name)
         if name == "last":
-            found = self._read(f"{_INFO} ORDER BY s.updated DESC LIMIT 1")
+            found = self._read(f"{_INFO} {_NEWEST_FIRST} LIMIT 1", latest_time())
         else:
-            start = f"{_INFO} WHERE substr(s.id, 1, ?) = ? ORDER BY s.updated DESC LIMIT 4"
-            found = self._read(start, len(name), name.lower())
+            start = f"{_INFO} WHERE substr(s.id, 1, ?) = ? {_NEWEST_FIRST} LIMIT 4"
+            found = self._read(start, len(name), name.lower(), latest_time())
         if len(found) == 1 or (found and found[0]["id"] == name.lower()):
             return info_of(found[0])
         if found:
@@ -375,9 +379,10 @@ class Store:
         rows = self._read(
             "SELECT DISTINCT s.id, s.updated FROM messages m JOIN turns t ON t.id = m.turn "
             "JOIN sessions s ON s.id = t.session WHERE m.role = 'user' AND t.state != 'undone' "
-            "AND trim(m.text, ?) = ? ORDER BY s.updated DESC LIMIT ?",
+            f"AND trim(m.text, ?) = ? {_NEWEST_FIRST} LIMIT ?",
             space,
             clean(text).strip(space),
+            latest_time(),
             limit,
         )
         return [row["id"] for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -244,6 +245,20 @@ def write_old(app: str, prompt: str) -> None:
     paths.private_dir(paths.state_dir())
     (paths.state_dir() / "history.jsonl").write_text(app)
     (paths.state_dir() / "history").write_text(prompt)
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_what_a_killed_process_left_is_removed_unless_another_one_may_be_writing_it(
+    monkeypatch: pytest.MonkeyPatch, is_locked: bool
+) -> None:
+    """It has everything that was typed."""
+    monkeypatch.setattr(typed_history, "PATIENCE_S", 0.05)
+    TypedHistory.open(wanted=True).add("one")
+    left = file().with_name(".typed.jsonl.0123abcd.part")
+    left.write_text("secret")
+    with FileLock(file().with_suffix(".lock")) if is_locked else contextlib.nullcontext():
+        assert reopened() == ["one"]
+        assert left.exists() is is_locked
 
 
 def test_both_old_files_are_merged_in_order_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
