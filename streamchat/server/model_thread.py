@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # torch is imported on the model's thread only
 
 _log = logging.getLogger(__name__)
 Observe = Callable[[KnownSession, ev.Event], None]
+LOADING_S = 2.0
+"""Maximum time to wait at the end for a model that is still being loaded."""
 
 
 class ModelThread:
@@ -141,10 +143,13 @@ class ModelThread:
         self.scheduler.close()
 
     def close(self, timeout_s: float = 60.0) -> bool:
-        """Stop all calls, save all sessions, end the thread; return whether it ended in time."""
+        """Stop all calls, save all sessions, end the thread; return whether it ended in time.
+
+        Waits only `LOADING_S` for a model that is still being loaded: there is nothing to save.
+        """
         self.stop()
         if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+            self._thread.join(timeout_s if self._ready.is_set() else min(timeout_s, LOADING_S))
         return not self._thread.is_alive()
 
     # --- the thread -------------------------------------------------------------------------------------------

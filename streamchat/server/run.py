@@ -201,10 +201,10 @@ class ApiServer:
         if self._attached is not None:
             self._attached.receive(session, event)
 
-    def close(self) -> None:
-        """Free the port and end the model's thread, after a start that failed."""
+    def close(self) -> bool:
+        """Free the port and end the model's thread, after a start that failed; return whether it ended in time."""
         self._socket.close()
-        self.model.close()
+        return self.model.close()
 
     def _app(self) -> ASGIApp:
         from streamchat.server.app import Parts, make_app
