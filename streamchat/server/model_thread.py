@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
-from streamchat.base.errors import StoreError, StreamchatError
+from streamchat.base.errors import StoreError, StreamchatError, limit_reached
 from streamchat.base.progress import Progress, silent
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import Load, load_from_settings
@@ -90,6 +90,8 @@ class ModelThread:
         self._is_closing = False
         self.failure: BaseException | None = None
         """Why the thread ended; None if it was closed."""
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called on the thread when it has failed."""
         self._thread = threading.Thread(target=self._run, name="streamchat-model", daemon=True)
 
     def start(self) -> None:
@@ -163,8 +165,18 @@ class ModelThread:
             self.failure = error
             if not isinstance(error, StreamchatError):
                 _log.exception("the model's thread ended")
+            self._fail_calls(error)
+            self.on_failure()
         finally:
             self._ready.set()
+
+    def _fail_calls(self, error: BaseException) -> None:
+        """Report to all calls that nothing works on them any more, and refuse new ones."""
+        with self._lock:
+            self._is_closing = True
+            calls = list(self._calls)
+        for call in calls:
+            call.report(ApiError(503, str(limit_reached(error) or "the server failed"), code="stopping"))
 
     @contextmanager
     def _opened_store(self) -> Iterator[Store | None]:

@@ -118,6 +118,7 @@ class ApiServer:
             observe_switch=self._metrics.switch.observe,
             progress=progress,
         )
+        self.model.on_failure = self.stop
 
     @property
     def url(self) -> str:
@@ -178,7 +179,10 @@ class ApiServer:
         )
         self._server.should_exit = self._is_stopping
         self._server.run(sockets=[self._socket])
-        return self.model.close()
+        has_ended = self.model.close()
+        if self.model.failure is not None:
+            raise self.model.failure
+        return has_ended
 
     def stop(self) -> None:
         """Stop all replies and let `serve` return; may be called from any thread."""
