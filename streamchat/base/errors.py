@@ -195,9 +195,17 @@ def describe_unexpected(error: BaseException) -> str:
 
 def limit_reached(error: BaseException) -> StreamchatError | None:
     """Return the error to show if the system refused memory, a file, or a thread; None for any other error."""
+    return OutOfMemoryError(OUT_OF_MEMORY) if is_out_of_memory(error) else _file_or_thread_limit(error)
+
+
+def raise_limit(error: BaseException) -> None:
+    """Raise `LimitError` if the system refused a file or a thread: what could not be read may be in order."""
+    if (limit := _file_or_thread_limit(error)) is not None:
+        raise limit from error
+
+
+def _file_or_thread_limit(error: BaseException) -> LimitError | None:
     text = str(error)
-    if is_out_of_memory(error):
-        return OutOfMemoryError(OUT_OF_MEMORY)
     if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
         return LimitError(TOO_MANY_FILES)
     if "can't start new thread" in text or "ThreadPoolBuildError" in text:  # Python's, and the tokenizers'
@@ -231,10 +239,12 @@ def refuse(what: str, advice: str) -> Iterator[None]:
 
     Raises:
         UnsupportedModelError: For every `Exception` inside that is not already a `ModelError`.
+        LimitError: If the system allowed no more files or threads.
     """
     try:
         yield
     except ModelError:
         raise
     except Exception as error:
+        raise_limit(error)
         raise UnsupportedModelError(f"{what} ({short(error)}); {advice}") from error

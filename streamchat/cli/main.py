@@ -16,6 +16,7 @@ from streamchat.base.errors import ExitCode, OutputError, SessionError, Streamch
 from streamchat.base.sanitize import one_line, printable
 from streamchat.cli import flags, old_serve, parser
 from streamchat.cli.front_ends import choose_front_end, mark_start, run_front_end
+from streamchat.cli.output import exit_now
 from streamchat.cli.stdout import HUNG_UP, drop_output, guarded_output, is_hung_up
 from streamchat.frontend import file_access
 from streamchat.web.launch import FILES_REFUSED, in_browser
@@ -270,13 +271,5 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         print_message(stats.failure)
         code = code or ExitCode.FAILURE
     if not ended:
-        _exit_now(code)
+        exit_now(code)
     return code
-
-
-def _exit_now(code: int) -> None:
-    """Exit the process while the engine thread is still inside a native call that cannot be interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    os._exit(code)

@@ -83,3 +83,11 @@ def print_page(page: Page, args: argparse.Namespace, folder: Path | None, *, jso
     sys.stdout.write("\n\n".join(parts) + "\n")
     if args.json:
         sys.stdout.write(json.dumps(page.data, ensure_ascii=False) + "\n")
+
+
+def exit_now(code: int) -> None:
+    """Exit the process while the model's thread is still inside a native call that cannot be interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)

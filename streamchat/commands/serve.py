@@ -14,6 +14,7 @@ from streamchat.base.host_names import host_name
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
 from streamchat.cli.notices import say
+from streamchat.cli.output import exit_now
 from streamchat.config.settings import setting_fields, spec_of
 from streamchat.server.access import token_path
 from streamchat.server.limits import Limits
@@ -157,6 +158,10 @@ def run(args: argparse.Namespace) -> int:
         )
         try:
             server.load()
+        except KeyboardInterrupt:
+            if not server.close():
+                exit_now(ExitCode.INTERRUPTED)
+            raise
         except BaseException:
             server.close()
             raise

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import ConfigError, ModelNotFoundError, UnsupportedModelError, refuse, short
+from streamchat.base.errors import ConfigError, ModelNotFoundError, UnsupportedModelError, raise_limit, refuse, short
 from streamchat.base.paths import user_path
 from streamchat.base.progress import Progress
 from streamchat.models.contents import folder_digest
@@ -83,6 +83,7 @@ def _inspect(folder: Path) -> Adapter:
             f"{folder} has no {CONFIG}, so it is not a LoRA adapter; give a folder that peft saved"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
+        raise_limit(error)
         raise ModelNotFoundError(
             f"{folder / CONFIG} cannot be read ({short(error)}); fetch the adapter again"
         ) from error

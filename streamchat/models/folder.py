@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, raise_limit, short
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -82,6 +82,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         hint = f"give the file itself: --model {ggufs[0]}" if ggufs else "give a folder saved with save_pretrained"
         raise ModelNotFoundError(f"{folder} has no config.json, so it is not a model folder; {hint}") from None
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise_limit(error)
         raise ModelNotFoundError(f"{path} cannot be read ({short(error)}); fetch the model again") from error
     if not isinstance(config, dict) or not isinstance(config.get("architectures") or [], list):
         raise ModelNotFoundError(f"{path} is not a model's configuration; fetch the model again")
@@ -188,6 +189,7 @@ def shard_names(index: Path) -> list[str]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise_limit(error)
         raise ModelNotFoundError(f"{index} cannot be read ({short(error)}); fetch the model again") from error
     if not names or any(Path(name).name != name for name in names):
         raise ModelNotFoundError(f"{index} does not list files in its own folder; fetch the model again")
@@ -203,6 +205,7 @@ def tensor_shapes(path: Path) -> list[tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        path.open("rb").close()  # safetensors reports every failure to open a file as a missing one
         with safe_open(path, framework="np") as file:
             sizes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
             layers = _layers_in(file.metadata())
@@ -212,6 +215,7 @@ def tensor_shapes(path: Path) -> list[tuple[int, ...]]:
         if not shapes:
             raise ValueError("it contains no tensors")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise_limit(error)
         raise ModelNotFoundError(f"{path} is damaged ({short(error)}); fetch the model again") from error
     return shapes
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto import modeling_auto
 
 from streamchat.base.devices import is_spread
-from streamchat.base.errors import ModelNotFoundError, StreamchatError, UnsupportedModelError, short
+from streamchat.base.errors import ModelNotFoundError, StreamchatError, UnsupportedModelError, raise_limit, short
 from streamchat.base.out_of_memory import is_out_of_memory
 from streamchat.base.progress import Progress, silent
 from streamchat.base.sanitize import encodable
@@ -64,6 +64,7 @@ def read_tokenizer(plan: LoadPlan) -> PreTrainedTokenizerBase:
             str(plan.folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
+        raise_limit(error)
         raise ModelNotFoundError(
             f"The tokenizer of {plan.name} in {plan.folder} cannot be read ({short(error)}); fetch the model again"
         ) from error
@@ -118,6 +119,7 @@ def read_model(plan: LoadPlan, progress: Progress = silent) -> tuple[PreTrainedM
             raise ModelNotFoundError(
                 f"{plan.name} does not fit into the memory of {plan.device} in {plan.dtype}; choose a smaller model"
             ) from error
+        raise_limit(error)
         raise UnsupportedModelError(
             f"{plan.name} in {plan.folder} cannot be loaded as a causal language model ({short(error)}); choose "
             "another model"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
-from streamchat.base.errors import StoreError, StreamchatError
+from streamchat.base.errors import StoreError, StreamchatError, limit_reached
 from streamchat.base.progress import Progress, silent
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import Load, load_from_settings
@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # torch is imported on the model's thread only
 
 _log = logging.getLogger(__name__)
 Observe = Callable[[KnownSession, ev.Event], None]
+LOADING_S = 2.0
+"""Maximum time to wait at the end for a model that is still being loaded."""
 
 
 class ModelThread:
@@ -88,6 +90,8 @@ class ModelThread:
         self._is_closing = False
         self.failure: BaseException | None = None
         """Why the thread ended; None if it was closed."""
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called on the thread when it has failed."""
         self._thread = threading.Thread(target=self._run, name="streamchat-model", daemon=True)
 
     def start(self) -> None:
@@ -141,10 +145,13 @@ class ModelThread:
         self.scheduler.close()
 
     def close(self, timeout_s: float = 60.0) -> bool:
-        """Stop all calls, save all sessions, end the thread; return whether it ended in time."""
+        """Stop all calls, save all sessions, end the thread; return whether it ended in time.
+
+        Waits only `LOADING_S` for a model that is still being loaded: there is nothing to save.
+        """
         self.stop()
         if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+            self._thread.join(timeout_s if self._ready.is_set() else min(timeout_s, LOADING_S))
         return not self._thread.is_alive()
 
     # --- the thread -------------------------------------------------------------------------------------------
@@ -158,8 +165,18 @@ class ModelThread:
             self.failure = error
             if not isinstance(error, StreamchatError):
                 _log.exception("the model's thread ended")
+            self._fail_calls(error)
+            self.on_failure()
         finally:
             self._ready.set()
+
+    def _fail_calls(self, error: BaseException) -> None:
+        """Report to all calls that nothing works on them any more, and refuse new ones."""
+        with self._lock:
+            self._is_closing = True
+            calls = list(self._calls)
+        for call in calls:
+            call.report(ApiError(503, str(limit_reached(error) or "the server failed"), code="stopping"))
 
     @contextmanager
     def _opened_store(self) -> Iterator[Store | None]:

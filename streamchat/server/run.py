@@ -118,6 +118,7 @@ class ApiServer:
             observe_switch=self._metrics.switch.observe,
             progress=progress,
         )
+        self.model.on_failure = self.stop
 
     @property
     def url(self) -> str:
@@ -178,7 +179,10 @@ class ApiServer:
         )
         self._server.should_exit = self._is_stopping
         self._server.run(sockets=[self._socket])
-        return self.model.close()
+        has_ended = self.model.close()
+        if self.model.failure is not None:
+            raise self.model.failure
+        return has_ended
 
     def stop(self) -> None:
         """Stop all replies and let `serve` return; may be called from any thread."""
@@ -201,10 +205,10 @@ class ApiServer:
         if self._attached is not None:
             self._attached.receive(session, event)
 
-    def close(self) -> None:
-        """Free the port and end the model's thread, after a start that failed."""
+    def close(self) -> bool:
+        """Free the port and end the model's thread, after a start that failed; return whether it ended in time."""
         self._socket.close()
-        self.model.close()
+        return self.model.close()
 
     def _app(self) -> ASGIApp:
         from streamchat.server.app import Parts, make_app

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import os
 import signal
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +20,8 @@ from streamchat.cli import main as cli
 from streamchat.store.lock import is_open
 from streamchat.store.store import Store
 from tests.support.api_server import session_of
-from tests.support.tiny_process import free_port, process
+from tests.support.models_help import save, tiny_llama
+from tests.support.tiny_process import ROOT, free_port, process
 
 
 def client_of(port: int) -> httpx.Client:
@@ -123,6 +129,25 @@ def test_sessions_are_those_of_every_other_command(capsys: pytest.CaptureFixture
         assert "running" in shown
         assert cli.main(["--resume", session_of(found["id"]), "--plain"]) == ExitCode.STORE
         assert "is open in another streamchat process" in capsys.readouterr().err
+
+
+def test_ctrl_c_does_not_wait_for_a_compiler(tmp_path: Path) -> None:
+    """The first start compiles the kernels, which takes a minute on a busy machine."""
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\ntouch "$0.started"\nexec sleep 60\n')
+    compiler.chmod(0o700)
+    command = [sys.executable, "-m", "streamchat", "serve", "--port", "0", "--model", str(save(tiny_llama(), tmp_path))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CC": str(compiler)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True, process_group=0) as server:
+        while server.poll() is None and not Path(f"{compiler}.started").exists():
+            time.sleep(0.05)
+        server.send_signal(signal.SIGINT)
+        try:
+            assert server.wait(30) == ExitCode.INTERRUPTED
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+        assert server.stderr is not None
+        assert "Traceback" not in server.stderr.read()
 
 
 # --- starts that fail ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, raise_limit, short
 from streamchat.models.folder import check_sizes
 from streamchat.models.gguf.tokenizer import USE_OTHER_FORMAT, end_ids, special_ids
 
@@ -24,6 +24,7 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         shapes = [tuple(int(size) for size in tensor.shape) for tensor in reader.tensors]
     except Exception as error:  # the reader raises errors of many kinds for truncated files
+        raise_limit(error)
         raise ModelNotFoundError(
             f"{path} is not a complete GGUF file ({short(error)}); fetch it again or choose another with --model"
         ) from error
@@ -54,6 +55,7 @@ def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
         values.setdefault("vocab_size", len(metadata.get("tokenizer.ggml.tokens") or ()))
         config: Any = AutoConfig.for_model(str(values.pop("model_type")), **values)
     except Exception as error:
+        raise_limit(error)
         known = architecture in library.GGUF_SUPPORTED_ARCHITECTURES
         reason = short(error) if known else "transformers does not read GGUF files of that architecture"
         raise UnsupportedModelError(
