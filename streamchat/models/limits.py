@@ -8,8 +8,7 @@ import tempfile
 from pathlib import Path
 
 from streamchat.base.cgroups import group_folders
-from streamchat.base.errors import ConfigError, ModelNotFoundError
-from streamchat.base.formatting import human_bytes
+from streamchat.base.errors import ConfigError, OutOfMemoryError
 
 START_BYTES = 1_250_000_000
 """Address space that torch and transformers need before a model is loaded (1.0 GB measured with two threads)."""
@@ -28,7 +27,7 @@ def check_start() -> None:
 
     Raises:
         ConfigError: Python runs without docstrings, which transformers reads.
-        ModelNotFoundError: The limit of the address space (`ulimit -v`) is below `START_BYTES`.
+        OutOfMemoryError: The limit of the address space (`ulimit -v`) is below `START_BYTES`.
     """
     if sys.flags.optimize >= 2:
         raise ConfigError(
@@ -36,11 +35,26 @@ def check_start() -> None:
         )
     limit = _address_space_limit()
     if limit is not None and limit < START_BYTES:
-        raise ModelNotFoundError(
-            f"this shell limits the memory of a program to {human_bytes(limit)} (ulimit -v), and PyTorch alone needs "
-            f"{human_bytes(START_BYTES)}; run `ulimit -v unlimited` first, or raise the limit"
+        raise OutOfMemoryError(
+            f"this shell limits the memory of a program to {_megabytes(limit)} (ulimit -v), and PyTorch alone needs "
+            f"{_megabytes(START_BYTES)}; run `ulimit -v unlimited` first, or raise the limit"
         )
     _choose_temporary_folder()
+
+
+def too_large(name: str, device: str, dtype: str) -> OutOfMemoryError:
+    """Return the error of a model whose weights do not fit into the memory of the device."""
+    limit = _address_space_limit() if device == "cpu" else None
+    if limit is None:
+        return OutOfMemoryError(f"{name} does not fit into the memory of {device} in {dtype}; choose a smaller model")
+    return OutOfMemoryError(
+        f"{name} in {dtype} does not fit into the memory that this shell allows a program: {_megabytes(limit)} "
+        "(ulimit -v); raise the limit, or choose a smaller model"
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"  # both numbers of a sentence in one unit, as they may be close
 
 
 def _choose_temporary_folder() -> None:

@@ -19,6 +19,7 @@ from streamchat.models.adapters import merge
 from streamchat.models.folder import weight_files
 from streamchat.models.gguf.tokenizer import read_saved
 from streamchat.models.light.skeleton import read_exactly
+from streamchat.models.limits import too_large
 from streamchat.models.plan import LoadPlan
 from streamchat.models.spread import spread_arguments
 from streamchat.models.staging import read_manifest
@@ -116,9 +117,7 @@ def read_model(plan: LoadPlan, progress: Progress = silent) -> tuple[PreTrainedM
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise ModelNotFoundError(
-                f"{plan.name} does not fit into the memory of {plan.device} in {plan.dtype}; choose a smaller model"
-            ) from error
+            raise too_large(plan.name, plan.device, plan.dtype) from error
         raise_limit(error)
         raise UnsupportedModelError(
             f"{plan.name} in {plan.folder} cannot be loaded as a causal language model ({short(error)}); choose "

@@ -85,13 +85,14 @@ def run_limited(kilobytes: int, arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("kilobytes", [100_000, 300_000, 800_000])
+@pytest.mark.parametrize("kilobytes", [100_000, 300_000, 1_200_000])
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_a_shell_that_allows_too_little_memory_is_named(kilobytes: int, is_folder: bool, tmp_path: Path) -> None:
     model = f"--model {save(tiny_llama(), tmp_path / 'model')}" if is_folder else ""
     done = run_limited(kilobytes, model)
     assert done.returncode == 3
-    assert "limits the memory of a program to" in done.stderr
+    assert f"limits the memory of a program to {kilobytes * 1.024e-3:,.0f} MB" in done.stderr
+    assert "needs 1,250 MB; run" in done.stderr
     assert "ulimit -v unlimited" in done.stderr
     assert done.stderr.count("\n") == 1
 

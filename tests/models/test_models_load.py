@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from streamchat.base.errors import ConfigError, ModelError, ModelNotFoundError, UnsupportedModelError
+from streamchat.base.errors import ConfigError, ModelError, ModelNotFoundError, OutOfMemoryError, UnsupportedModelError
 from streamchat.models import device as devices
-from streamchat.models import load
+from streamchat.models import limits, load
 from streamchat.models.light import skeleton
 from streamchat.models.load import load_model
 from tests.support.models_help import make_tokenizer, save, tiny_llama, tiny_neox
@@ -221,5 +221,8 @@ def test_out_of_memory_while_loading(folder: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(skeleton, "build_skeleton", no_room)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", no_room)
-    with pytest.raises(ModelNotFoundError, match="does not fit into the memory of cpu"):
+    with pytest.raises(OutOfMemoryError, match="does not fit into the memory of cpu in float32; choose a smaller"):
+        load.load_model(str(folder), device="cpu", dtype="float32")
+    monkeypatch.setattr(limits, "_address_space_limit", lambda: 10**15)
+    with pytest.raises(OutOfMemoryError, match=r"allows a program: 1,000,000,000 MB \(ulimit -v\); raise the limit"):
         load.load_model(str(folder), device="cpu", dtype="float32")
