@@ -265,7 +265,7 @@ async def test_the_theme_is_remembered_and_a_configured_one_wins() -> None:
         await pilot.pause()
         assert app.theme == "textual-light"
         assert "config.toml" in use_theme(app, "nord", app._configuration)
-    assert engine.close()
+    assert engine.close(60)
     assert remembered_theme() == "gruvbox"
     (paths.state_dir() / "theme").write_text("no-such-theme")
     async with driving(ScriptedEngine()) as driver:

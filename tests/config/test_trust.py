@@ -266,7 +266,7 @@ async def test_the_app_shows_it_in_the_conversation(folder: Path) -> None:
         driver = Driver(app, engine, pilot)
         shown = f"{folder / 'config.toml'} is not trusted to set metrics_port; review the file, then"
         await driver.until(lambda: any(shown in line for line in driver.lines))
-    assert engine.close()
+    assert engine.close(60)
 
 
 def test_commands_say_it_on_stderr_and_config_in_its_comments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

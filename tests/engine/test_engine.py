@@ -317,7 +317,7 @@ def test_closing_ends_a_running_reply_and_drops_what_waits() -> None:
         assert len(chat.of(ev.TurnStarted)) == 1
         model: Any = chat.conversation.model
         assert not model._forward_pre_hooks
-        assert chat.engine.close()  # a second time
+        assert chat.engine.close(60)  # a second time
 
 
 def test_an_engine_that_never_started_closes() -> None:

@@ -44,7 +44,7 @@ def test_loads_answers_and_closes_in_order() -> None:
     engine.send(Submit("hi"))  # allowed before it is ready
     engine.start()
     assert engine.wait_idle()
-    assert engine.close()
+    assert engine.close(60)
     kinds = [type(event).__name__ for event in seen if not isinstance(event, ev.StatusSampled)]
     assert kinds[:3] == ["ModelLoading", "ModelLoading", "ModelReady"]
     assert kinds[3:] == [
@@ -91,5 +91,5 @@ def test_failures_end_the_engine() -> None:
     failure = ev.EngineFailed("Model not available", "no such model", 3)
     engine = ScriptedEngine(load_failure=failure)
     engine.start()
-    assert engine.close()
+    assert engine.close(60)
     assert engine.events[-2:] == [failure, ev.EngineClosed()]

@@ -255,7 +255,7 @@ def test_an_unknown_session_is_one_sentence(api: Running, session: str) -> None:
     assert isinstance(failed, ev.EngineFailed)
     assert "no saved session has the id" in failed.message
     assert failed.exit_code == ExitCode.STORE
-    assert engine.close()
+    assert engine.close(60)
 
 
 HOSTILE: list[tuple[str | bytes, str]] = [

@@ -176,4 +176,4 @@ async def driving(
                     await driver.ready()
                 yield driver
     finally:
-        assert engine.close()
+        assert engine.close(60)

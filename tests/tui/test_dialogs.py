@@ -61,7 +61,7 @@ async def test_an_exit_before_the_first_paint_is_an_orderly_one(monkeypatch: pyt
     app = StreamchatApp(engine, Configuration(engine.settings))
     assert await app.run_async(headless=True) == 143
     assert app.return_code == 143
-    assert engine.close()
+    assert engine.close(60)
 
 
 async def test_keys_that_are_typed_while_a_dialog_opens_reach_it() -> None:

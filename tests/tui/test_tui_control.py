@@ -536,4 +536,4 @@ async def test_looking_on_there_is_no_input_and_nothing_to_change() -> None:
         engine.send(Submit("and again"))
         await driver.until(lambda: len(driver.turns) == 2)
         assert engine.submitted == ["from a script", "and again"]
-    assert engine.close()
+    assert engine.close(60)

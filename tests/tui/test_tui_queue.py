@@ -477,4 +477,4 @@ def test_what_is_queued_on_quit_is_printed(
     else:
         assert printed[:3] == ["streamchat: 12 queued messages not sent", "alpha", "and more"]
         assert printed[-1] == "message 12"
-    assert engine.close()
+    assert engine.close(60)

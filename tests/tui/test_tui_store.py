@@ -71,7 +71,7 @@ async def test_a_search_in_the_app_and_other_programs_lose_nothing(tmp_path: Pat
         program("--model", str(model), "--save", "always", "--max-new-tokens", "2", said="from a pipe\n")
         await driver.ask("the fourth turn")
         await pilot.press("ctrl+q")
-    assert engine.close()
+    assert engine.close(60)
     with Store() as store:
         assert examine(store.path).problems == []
         texts = {info.title: [turn.text for turn in store.load(info.id).turns] for info in store.sessions()}
@@ -104,4 +104,4 @@ async def test_a_database_that_is_deleted_under_the_app_is_said_in_one_sentence(
         assert len(said) == 1
         assert said[0].endswith("so nothing more is saved; quit and start streamchat again")
         assert not database_path().exists()
-    assert engine.close()
+    assert engine.close(60)
