@@ -87,7 +87,7 @@ class Engine:
 
     @property
     def saving(self) -> bool:
-        """Whether the cache is being written to the disk; closing waits for it."""
+        """Whether the conversation is being saved; closing waits for it."""
         return self._owner.archive.saving.is_set()
 
     @property
@@ -129,7 +129,7 @@ class Engine:
                 self._jobs.put(request)
 
     def close(self, timeout_s: float = 2.0) -> bool:
-        """Stop everything; return whether the thread ended in time. Waits longer while the cache is being saved."""
+        """Stop everything; return whether the thread ended in time. Waits longer if the conversation is being saved."""
         self._jobs.close()
         self._fetcher.cancel()
         if self._thread.ident is None:

@@ -33,7 +33,7 @@ class ChatEngine(Protocol):
 
     @property
     def saving(self) -> bool:
-        """Whether the cache is being written to the disk; closing waits for it."""
+        """Whether the conversation is being saved; closing waits for it."""
         ...
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ class Archive:
         self._notices: list[str] = []
         """Sentences for the user from other threads."""
         self.saving = threading.Event()
-        """Set while the cache is written to the disk; closing waits for it."""
+        """Set while the cache, or what remains to be saved at the end, is written; closing waits for it."""
         self.changed = False
         """Whether the cache differs from the latest snapshot."""
 
@@ -131,16 +132,17 @@ class Archive:
             self._emit(ev.SavingChanged(works))
 
     def close(self) -> None:
-        """Close the session and the store."""
-        if self._evicted is not None:
-            self._evicted.close()
-            self._evicted = None
-        if self.recorder is not None:
-            self.recorder.close_session()
-            if self._upkeep is not None:
-                self._upkeep.stop()
-            self.recorder.store.close()
-            self.recorder = self._upkeep = None
+        """Archive the evicted tokens that wait, and close the session and the store."""
+        with self._is_saving():
+            if self._evicted is not None:
+                self._evicted.close()
+                self._evicted = None
+            if self.recorder is not None:
+                self.recorder.close_session()
+                if self._upkeep is not None:
+                    self._upkeep.stop()
+                self.recorder.store.close()
+                self.recorder = self._upkeep = None
 
     # --- the active conversation --------------------------------------------------------------------------------
 
@@ -233,7 +235,8 @@ class Archive:
     def flush_and_snapshot(self, active: StartedConversation | None) -> None:
         """Flush everything to disk before switching away."""
         if self.recorder is not None:
-            self.recorder.flush()
+            with self._is_saving():  # it may wait for a locked database
+                self.recorder.flush()
         if active is not None:
             self.snapshot(active)
 
@@ -241,11 +244,17 @@ class Archive:
         """Save the cache if it has changed since the last snapshot."""
         session = self.session
         if session is not None and self.changed and active.conversation.log.turns:
-            self.saving.set()
-            try:
+            with self._is_saving():
                 self._write_snapshot(session, self._captured(session, active))
-            finally:
-                self.saving.clear()
+
+    @contextmanager
+    def _is_saving(self) -> Iterator[None]:
+        """Context manager: whoever ends the program waits for the end of the block."""
+        self.saving.set()
+        try:
+            yield
+        finally:
+            self.saving.clear()
 
     def leave(self, active: StartedConversation) -> None:
         """Save everything and close the session. What writes its cache closes and unlocks it afterwards."""

@@ -24,6 +24,7 @@ from streamchat.base.requests import (
 )
 from streamchat.sessions import snapshot as snapshots
 from streamchat.sessions.evicted_archive import EvictedArchive
+from streamchat.sessions.recorder import Recorder
 from streamchat.store import connection as connections
 from streamchat.store import database as databases
 from streamchat.store.health import examine
@@ -306,3 +307,29 @@ def test_leaving_waits_for_a_locked_database(database: Path, monkeypatch: pytest
             released.join()
     with Store(database) as store:
         assert [turn.text for turn in store.load(session_of(database)).turns] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("owner", "step"), [(Recorder, "flush"), (EvictedArchive, "close"), (Store, "close")])
+def test_leaving_waits_for_everything_that_is_saved_at_the_end(
+    owner: type[Any], step: str, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, save = threading.Event(), threading.Event(), getattr(owner, step)
+
+    def slow(saver: Any) -> None:
+        if threading.current_thread().name == "streamchat-engine":
+            begun.set()
+            assert may_end.wait(60)
+        save(saver)
+
+    with running(store=database) as chat:
+        chat.turn("one")
+        monkeypatch.setattr(owner, step, slow)
+        ended: list[bool] = []
+        leaving = threading.Thread(target=lambda: ended.append(chat.engine.close(60)))
+        leaving.start()
+        assert begun.wait(60)
+        assert chat.engine.saving  # so it waits longer than it was asked to
+        may_end.set()
+        leaving.join()
+        assert ended == [True]
+        assert not chat.engine.saving
