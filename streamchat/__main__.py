@@ -4,15 +4,14 @@ Before any other import, the current folder is removed from Python's module path
 not replace the standard module.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 
-from streamchat.base.out_of_memory import OUT_OF_MEMORY, is_out_of_memory
 from streamchat.base.search_path import protect
 
 protect(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from streamchat.base.out_of_memory import OUT_OF_MEMORY, is_out_of_memory  # noqa: E402 - after `protect`
 
 TYPE_CHECKING = False  # typing's own is not imported: memory may be short
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ _SENTENCE = f"streamchat: {OUT_OF_MEMORY}\n".encode()
 _EXIT_CODE = 3
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: "Sequence[str] | None" = None) -> int:
     """Run streamchat and return the exit code."""
     try:
         return _main(argv)
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _exit_without_memory()
 
 
-def _exit_without_memory() -> NoReturn:
+def _exit_without_memory() -> "NoReturn":
     """Say that memory ran out, and exit at once: Python needs memory to end the process in good order."""
     try:
         os.write(2, _SENTENCE)
