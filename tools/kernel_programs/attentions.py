@@ -23,8 +23,6 @@ LOWEST = 1e29
 """Scores must be smaller than this; the kernels start with a maximum of -1e30."""
 MOST_DOUBT = 1e6
 """Relative error of a share above which any result is accepted."""
-FLOOR = 2.0**-125
-"""Shares of the softmax are never smaller than half of this."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +258,7 @@ def _weighted(h: Heads, shares: Array, relative: Array, seen: Array, values: Bou
     value = shares @ plain
     doubtful = shares * relative
     error = doubtful @ size + np.abs(value) * doubtful.sum(-1, keepdims=True) + (shares * (1 + relative)) @ values.error
-    error = error + bounded.sum_error(shares.shape[-1]) * (shares @ size) + FLOOR * size.sum(1, keepdims=True)
+    error = error + bounded.sum_error(shares.shape[-1]) * (shares @ size) + bounded.FLOOR * size.sum(1, keepdims=True)
     error = error + h.caches.values.share_error(np.minimum(shares * (1 + relative), 1.0), plain)
     visible = np.broadcast_to(seen, shares.shape).astype(float)
     error = np.where(visible @ size > bounded.LARGE, np.inf, error)  # shares are divided by their sum at the end

@@ -21,6 +21,8 @@ EPS = 2.0**-24
 """Relative error of one rounded operation."""
 TINY = 1e-42
 """Absolute error where results are subnormal."""
+FLOOR = 2.0**-125
+"""Shares of the softmax are never smaller than half of this, not even those of slots that are not seen."""
 LARGE = 1e37
 """Sums of magnitudes above this may overflow."""
 

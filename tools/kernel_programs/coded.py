@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamchat.kernels.operations import BFLOAT16
-from tools.kernel_programs.bounded import EPS, LARGE, TINY, Bounded, sum_error
+from tools.kernel_programs.bounded import EPS, FLOOR, LARGE, TINY, Bounded, sum_error
 from tools.kernel_programs.formats import decode
 from tools.kernel_programs.rows import Choices, Rows
 
@@ -88,7 +88,7 @@ class Coded:
         largest = (shares * scales[:, None]).max(-1, keepdims=True, initial=0.0)
         norms = np.linalg.norm(values, axis=-1)[:, None]
         most = ((shares > 0) * norms).sum(-1, keepdims=True)  # shares are divided by their sum at the end
-        turning = np.where(most > MOST, np.inf, 16 * EPS * (shares * norms).sum(-1, keepdims=True))
+        turning = np.where(most > MOST, np.inf, 16 * EPS * ((shares + FLOOR) * norms).sum(-1, keepdims=True))
         off = 0.53 / 32767 * largest + np.minimum(largest, 1.01 * LEAST)
         return np.asarray(off * codes.sum(1, keepdims=True) + turning)
 
