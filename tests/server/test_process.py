@@ -138,7 +138,14 @@ def test_ctrl_c_does_not_wait_for_a_compiler(tmp_path: Path) -> None:
     compiler.chmod(0o700)
     command = [sys.executable, "-m", "streamchat", "serve", "--port", "0", "--model", str(save(tiny_llama(), tmp_path))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CC": str(compiler)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True, process_group=0) as server:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's job in the background ignores it
+    ) as server:
         while server.poll() is None and not Path(f"{compiler}.started").exists():
             time.sleep(0.05)
         server.send_signal(signal.SIGINT)
