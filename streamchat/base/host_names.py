@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from streamchat.base.errors import ConfigError, reason_of
+
 
 @dataclass(frozen=True)
 class AllowedHosts:
@@ -63,6 +65,21 @@ def resolve(host: str, port: int) -> tuple[int, tuple[Any, ...]]:
     except UnicodeError as error:
         raise OSError(errno.EINVAL, "not a valid host name") from error
     return found[0], found[4]
+
+
+def new_socket(host: str, port: int) -> tuple[socket.socket, tuple[Any, ...]]:
+    """Return a socket for a server, and the address to bind it to.
+
+    Raises:
+        ConfigError: `resolve` finds no address, or there are no sockets for it.
+    """
+    try:
+        family, address = resolve(host, port)
+        return socket.socket(family), address
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host!r} cannot be used ({reason_of(error)}); give an address of this machine"
+        ) from error
 
 
 def host_name(header: str) -> str | None:

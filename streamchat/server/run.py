@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.events import SavingChanged
-from streamchat.base.host_names import AllowedHosts, bracketed, is_unspecified, outer_address, resolve
+from streamchat.base.host_names import AllowedHosts, bracketed, is_unspecified, new_socket, outer_address
 from streamchat.base.progress import Progress, silent
 from streamchat.base.signals import on_signals
 from streamchat.config.loader import Configuration
@@ -53,13 +53,7 @@ def open_port(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: The address cannot be opened.
     """
-    try:
-        family, address = resolve(host, port)
-        opened = socket.socket(family)
-    except OSError as error:
-        raise ConfigError(
-            f"--host {host!r} cannot be used ({reason_of(error)}); give an address of this machine"
-        ) from error
+    opened, address = new_socket(host, port)
     try:
         if sys.platform != "win32":  # there, it would share the port with another program
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

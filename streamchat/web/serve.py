@@ -7,7 +7,7 @@ import sys
 
 from streamchat.base import child_processes
 from streamchat.base.errors import ConfigError, ExitCode, reason_of
-from streamchat.base.host_names import resolve
+from streamchat.base.host_names import new_socket
 from streamchat.web.gate import Gate, checked_url
 from streamchat.web.launch import Served
 
@@ -39,13 +39,8 @@ def serve(served: Served) -> int:
 
 
 def _check_port(host: str, port: int) -> None:
-    try:
-        family, address = resolve(host, port)
-    except OSError as error:
-        raise ConfigError(
-            f"--host {host!r} cannot be used ({reason_of(error)}); give an address of this machine"
-        ) from error
-    with socket.socket(family) as probe:
+    probe, address = new_socket(host, port)
+    with probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
